@@ -1,0 +1,379 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/rand"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+//go:embed static
+var static embed.FS
+
+const (
+	maxWait = 30 * time.Second // of a poll
+	maxBody = 64 << 10         // bytes; a push has less than one KiB
+
+	plainText = "text/plain; charset=utf-8"
+)
+
+var (
+	errSignature   = errors.New("bad signature")
+	errTooLarge    = errors.New("body too large")
+	errPush        = errors.New("not a push")
+	errNothingHere = errors.New("nothing here")
+)
+
+// beijing is the time of WeChat's users, whatever the server's.
+var beijing = time.FixedZone("UTC+8", 8*60*60)
+
+// A server answers browsers, phones and WeChat.
+type server struct {
+	config  config
+	log     *slog.Logger
+	tickets *store
+	wechat  *wechat
+	demo    http.Handler // the simulator, or nil
+}
+
+func newServer(config config, log *slog.Logger) *server {
+	return &server{config: config, log: log, tickets: newStore(config.ttl, config.maxTickets),
+		wechat: &wechat{config: config, client: newHTTPClient(), log: log}}
+}
+
+// routes is the whole URL surface.
+func (s *server) routes() http.Handler {
+	mux := http.NewServeMux()
+	handle := func(pattern string, h func(http.ResponseWriter, *http.Request) error) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			if err := h(w, r); err != nil {
+				s.fail(w, r, err)
+			}
+		})
+	}
+	handle("GET /wechat/message", s.verifyURL)
+	handle("GET /wechat/message/{$}", s.verifyURL)
+	handle("POST /wechat/message", s.receive)
+	handle("POST /wechat/message/{$}", s.receive)
+	handle("GET /wechat/getloginqr", s.beginScan)
+	handle("GET /wechat/getauthqr", s.beginAuth)
+	handle("GET /wechat/qr.png", s.draw("image/png", qrPNG))
+	handle("GET /wechat/qr.txt", s.draw(plainText, qrText))
+	handle("GET /wechat/checklogin", s.poll)
+	handle("GET /wechat/accessusercode", s.callback)
+	handle("GET /{$}", s.page)
+	handle("GET /static/", s.page)
+	handle("GET /healthz", s.health)
+	if s.demo != nil {
+		mux.Handle("/demo/", s.demo)
+	}
+	return secure(http.MaxBytesHandler(mux, maxBody))
+}
+
+// secure sets the security headers of every answer. Pictures may come from
+// qlogo.cn, where WeChat keeps the avatars.
+func secure(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		header := w.Header()
+		header.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "+
+			"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
+		header.Set("X-Content-Type-Options", "nosniff")
+		header.Set("X-Frame-Options", "DENY")
+		header.Set("Referrer-Policy", "no-referrer")
+		h.ServeHTTP(w, r)
+	})
+}
+
+// verifyURL answers WeChat's check of the interface URL (验证消息的确来自微信服务器).
+func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
+	query := r.URL.Query()
+	if !verify(query.Get("signature"), s.config.token, query.Get("timestamp"), query.Get("nonce")) {
+		return errSignature
+	}
+	return write(w, http.StatusOK, plainText, []byte(query.Get("echostr")))
+}
+
+// receive takes a push from WeChat. WeChat resends what is not answered within
+// 5 seconds, so even a push we have no use for is answered with success. Only
+// who has just logged in gets a passive reply.
+func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
+	push, err := s.readPush(r)
+	if err != nil {
+		return err
+	}
+	if !push.scan() || !s.tickets.complete(digest(push.Ticket), flowScan, login{openID: push.FromUserName}) {
+		return write(w, http.StatusOK, plainText, []byte("success"))
+	}
+	now := time.Now()
+	_, site, _ := strings.Cut(s.config.publicURL, "://")
+	reply, err := textReply(push, now, fmt.Sprintf("您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n"+
+		"You have logged in to %[1]s (%[2]s Beijing time). If this was not you, tell the site, and scan no codes that others send you.",
+		site, now.In(beijing).Format("15:04")))
+	if err != nil {
+		return err
+	}
+	if key := s.config.aesKey; key != nil {
+		random, timestamp, nonce := make([]byte, 16), strconv.FormatInt(now.Unix(), 10), rand.Text()
+		rand.Read(random)
+		encrypt := key.seal(random, reply, s.config.appID)
+		reply = fmt.Appendf(nil, "<xml><Encrypt><![CDATA[%s]]></Encrypt><MsgSignature><![CDATA[%s]]></MsgSignature><TimeStamp>%s</TimeStamp><Nonce><![CDATA[%s]]></Nonce></xml>",
+			encrypt, signature(s.config.token, timestamp, nonce, encrypt), timestamp, nonce)
+	}
+	return write(w, http.StatusOK, "text/xml; charset=utf-8", reply)
+}
+
+// readPush returns the event of a push that is really from WeChat, else
+// errSignature, errTooLarge or errPush. Our settings decide whether it must be
+// sealed, never the request; of a sealed push, only the sealed part counts.
+func (s *server) readPush(r *http.Request) (*event, error) {
+	query := r.URL.Query()
+	signed := []string{s.config.token, query.Get("timestamp"), query.Get("nonce")}
+	key := s.config.aesKey
+	if key == nil && !verify(query.Get("signature"), signed...) {
+		return nil, errSignature
+	}
+	body, err := io.ReadAll(r.Body)
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		return nil, errTooLarge
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errPush, err)
+	}
+	if key != nil {
+		var envelope event
+		if decodeXML(body, &envelope) != nil || !verify(query.Get("msg_signature"), append(signed, envelope.Encrypt)...) {
+			return nil, errSignature
+		}
+		if body, err = key.open(envelope.Encrypt, s.config.appID); err != nil {
+			return nil, fmt.Errorf("%w: %w", errSignature, err)
+		}
+	}
+	push := new(event)
+	if err := decodeXML(body, push); err != nil {
+		return nil, fmt.Errorf("%w: %w", errPush, err)
+	}
+	return push, nil
+}
+
+// A qrAnswer is a new ticket, for the browser alone that asked for it.
+type qrAnswer struct {
+	Ticket    string `json:"ticket"`
+	QRURL     string `json:"qrUrl"`     // the picture
+	URL       string `json:"url"`       // what the picture says
+	ExpiresIn int    `json:"expiresIn"` // seconds
+}
+
+// beginScan begins flow A.
+func (s *server) beginScan(w http.ResponseWriter, r *http.Request) error {
+	if s.tickets.full() {
+		return errTooManyTickets // before a call is wasted on it
+	}
+	ticket, says, err := s.wechat.createQR(r.Context(), rand.Text(), s.config.ttl)
+	if err == nil {
+		err = s.tickets.begin(ticket, flowScan, says)
+	}
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, qrAnswer{ticket, s.wechat.qrImageURL(ticket), says, int(s.config.ttl.Seconds())})
+}
+
+// beginAuth begins flow B. It asks nothing of WeChat.
+func (s *server) beginAuth(w http.ResponseWriter, r *http.Request) error {
+	ticket := rand.Text()
+	if err := s.tickets.begin(ticket, flowAuth, ""); err != nil {
+		return err
+	}
+	picture := s.config.publicURL + "/wechat/qr.png?ticket=" + url.QueryEscape(ticket)
+	says, _ := s.says(ticket)
+	return writeJSON(w, http.StatusOK, qrAnswer{ticket, picture, says, int(s.config.ttl.Seconds())})
+}
+
+// says returns what the QR code of a live ticket says. ok is false if there is
+// no such ticket.
+func (s *server) says(ticket string) (text string, ok bool) {
+	t, ok := s.tickets.find(digest(ticket))
+	if !ok || t.flow == flowScan {
+		return t.says, ok
+	}
+	return s.wechat.authorizeURL(s.config.publicURL+"/wechat/accessusercode", t.key), true
+}
+
+// draw returns the handler that shows the QR code of a live ticket.
+func (s *server) draw(contentType string, draw func(text string) ([]byte, error)) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		says, ok := s.says(r.URL.Query().Get("ticket"))
+		if !ok {
+			return errNothingHere
+		}
+		picture, err := draw(says)
+		if err != nil {
+			return err
+		}
+		return write(w, http.StatusOK, contentType, picture)
+	}
+}
+
+// A pollAnswer tells a browser where its login stands. What does not apply is
+// left out.
+type pollAnswer struct {
+	Login     bool   `json:"login"`
+	Status    status `json:"status"`
+	ExpiresIn int    `json:"expiresIn,omitzero"` // seconds, rounded up
+	OpenID    string `json:"openid,omitzero"`
+	UnionID   string `json:"unionid,omitzero"`
+	Nickname  string `json:"nickname,omitzero"`
+	Avatar    string `json:"avatar,omitzero"`
+}
+
+// poll tells where a login stands: at once, or with wait=S as soon as there is
+// news, after S seconds at most. A wait that is no number is none.
+func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
+	query := r.URL.Query()
+	seconds, _ := strconv.Atoi(query.Get("wait"))
+	wait := min(max(time.Duration(seconds), 0), maxWait/time.Second) * time.Second
+	if wait > 0 {
+		// The server's ReadTimeout would end the request's context meanwhile.
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait + readTimeout))
+	}
+	st := s.tickets.wait(r.Context(), digest(query.Get("ticket")), wait)
+	answer := pollAnswer{Login: st.status == statusDone, Status: st.status,
+		OpenID: st.login.openID, UnionID: st.login.unionID, Nickname: st.login.nickname, Avatar: st.login.avatar}
+	if st.status == statusPending {
+		answer.ExpiresIn = int(math.Ceil(time.Until(st.expires).Seconds()))
+	}
+	return writeJSON(w, http.StatusOK, answer)
+}
+
+// callback is where the phone comes back to from the authorize page of flow B.
+func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
+	target := "/static/html/loginsucceed.html"
+	if reason := s.redeem(r); reason != "" {
+		target = "/static/html/loginfailed.html?reason=" + reason
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	http.Redirect(w, r, target, http.StatusSeeOther)
+	return nil
+}
+
+// redeem logs in whoever comes with a code. It returns "" after a login, else
+// the reason why there is none, for the phone's page.
+func (s *server) redeem(r *http.Request) (reason string) {
+	query := r.URL.Query()
+	t, ok := s.tickets.find(query.Get("state"))
+	if !ok || t.flow != flowAuth {
+		return "expired"
+	}
+	code := query.Get("code")
+	if code == "" || code == "authdeny" {
+		return "denied"
+	}
+	err := s.tickets.redeem(t, code, func() (login, error) {
+		who, err := s.wechat.exchangeCode(r.Context(), code)
+		if err != nil {
+			s.log.Warn("no login by web authorization", "err", err, "hint", hint(err))
+		}
+		return who, err
+	})
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, errSnapshot):
+		return "snapshot"
+	case errors.Is(err, errCodeUsed), hint(err) == hintUsed:
+		return "used"
+	case hint(err) == hintInvalid:
+		return "expired"
+	}
+	return "unavailable"
+}
+
+// page serves the login page and its files. It lists no directory.
+func (s *server) page(w http.ResponseWriter, r *http.Request) error {
+	name := cmp.Or(strings.TrimPrefix(r.URL.Path, "/"), "static/index.html")
+	data, err := static.ReadFile(name)
+	if err != nil {
+		return errNothingHere
+	}
+	sum := sha256.Sum256(data)
+	w.Header().Set("ETag", `"`+hex.EncodeToString(sum[:8])+`"`)
+	w.Header().Set("Cache-Control", "no-cache")
+	http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(data))
+	return nil
+}
+
+func (s *server) health(w http.ResponseWriter, r *http.Request) error {
+	return write(w, http.StatusOK, plainText, []byte("ok"))
+}
+
+// fail answers a request that its handler gave up, and logs it. Clients get a
+// code and plain words, never an error's own text.
+func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	status, level := http.StatusInternalServerError, slog.LevelWarn
+	answer := struct {
+		Error   string `json:"error"`
+		Message string `json:"message"`
+		ErrCode int    `json:"errcode,omitzero"`
+	}{"internal", "something went wrong here; the server's log says what", 0}
+	for _, known := range []struct {
+		err           error
+		status        int
+		code, message string
+	}{
+		{errSignature, 403, "bad_signature", "the signature is missing or wrong"},
+		{errTooLarge, 413, "too_large", "the body is too large"},
+		{errPush, 400, "bad_push", "the body is not a push of WeChat's"},
+		{errNothingHere, 404, "not_found", "there is nothing here, or no longer"},
+		{errTooManyTickets, 503, "too_many_tickets", "too many people are logging in; try again shortly"},
+		{errTimeout, 504, "wechat_timeout", "WeChat did not answer in time; try again"},
+		{errUnreachable, 502, "wechat_unreachable", "WeChat cannot be reached; try again"},
+		{errRefused, 502, "wechat_refused", "WeChat refused; the server's log says why"},
+	} {
+		if errors.Is(err, known.err) {
+			status, answer.Error, answer.Message = known.status, known.code, known.message
+			break
+		}
+	}
+	if refused, ok := errors.AsType[*apiError](err); ok {
+		answer.ErrCode = refused.code
+	}
+	if errors.Is(err, errTooManyTickets) {
+		w.Header().Set("Retry-After", "10")
+	}
+	if status == http.StatusNotFound {
+		level = slog.LevelDebug
+	}
+	s.log.Log(r.Context(), level, "request failed", "route", r.Pattern, "status", status, "err", err, "hint", hint(err))
+	writeJSON(w, status, answer)
+}
+
+// writeJSON is how all JSON leaves.
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return write(w, status, "application/json", append(body, '\n'))
+}
+
+// write ends a handler: whether the client is still there is not its concern.
+func write(w http.ResponseWriter, status int, contentType string, body []byte) error {
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	w.Write(body)
+	return nil
+}

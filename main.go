@@ -1,0 +1,230 @@
+// Wxscan lets people log in to a web page by scanning a QR code with WeChat.
+//
+// It is one program with no database. It talks to one WeChat Official Account
+// (公众号; a free test account, 测试号, is enough) and keeps everything in memory.
+//
+//	wxscan -demo     try it, with a simulated WeChat, on http://127.0.0.1:8080
+//	wxscan           serve; the settings are in the environment
+//	wxscan -h        the flags, and the environment variables behind them
+//
+// There are two ways to log in. In flow A the browser shows a parametric QR code
+// made by WeChat, and WeChat pushes the scan to us. In flow B it shows the QR
+// code of WeChat's web authorization page, and the phone brings us a code that
+// says who it is. In both, the browser holds a secret ticket and asks
+// /wechat/checklogin until somebody has scanned.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	readTimeout   = 20 * time.Second // of a whole request, its body included
+	shutdownGrace = 5 * time.Second  // for the requests in flight
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "wxscan:", err)
+		os.Exit(1)
+	}
+}
+
+// run serves until ctx ends. It returns an error if it cannot start.
+func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) error {
+	config, err := parseConfig(args, getenv, stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	listener, err := net.Listen("tcp", config.addr)
+	if err != nil {
+		return fmt.Errorf("ADDR (-addr): %w", err)
+	}
+	if config.demo {
+		config.simulate(listener.Addr().(*net.TCPAddr))
+	}
+	server := newServer(config, log)
+	log.Info("listening", "addr", listener.Addr().String(), "url", config.publicURL)
+	if config.demo {
+		server.demo = newDemo(config, server.wechat.client, server.says)
+		log.Warn("DEMO: WeChat is simulated, and ANYONE CAN LOG IN AS ANYONE", "open", config.publicURL+"/")
+	}
+	return serve(ctx, listener, server.routes(), log)
+}
+
+// serve answers requests until ctx ends, which wakes the parked polls. It
+// returns once the requests in flight are answered, or shutdownGrace is over.
+func serve(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
+	server := &http.Server{
+		Handler:           handler,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      maxWait + 15*time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }() // ends with Shutdown
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer cancel()
+	if err := server.Shutdown(grace); err != nil {
+		log.Warn("requests cut off at shutdown", "err", err)
+		server.Close()
+	}
+	<-failed
+	return nil
+}
+
+const usage = `wxscan: log in to a web page by scanning a QR code with WeChat
+
+wxscan -demo needs nothing. To serve, set WECHAT_APPID, WECHAT_APPSECRET,
+WECHAT_TOKEN and PUBLIC_URL. Flags, and what sets their defaults:`
+
+// maxTTL is WeChat's own limit for the life of a QR code, 30 days.
+const maxTTL = 2592000 * time.Second
+
+// A config is the settings, checked.
+type config struct {
+	addr                      string
+	publicURL                 string // http(s)://host[:port]
+	appID, appSecret, token   string
+	aesKey                    *aesKey       // nil in plain mode
+	ttl                       time.Duration // whole seconds
+	maxTickets                int
+	scope                     string
+	apiBase, openBase, mpBase string // no trailing slash
+	demo                      bool
+}
+
+// site is how users know us: the host of the public URL.
+func (c *config) site() string {
+	_, host, _ := strings.Cut(c.publicURL, "://")
+	return host
+}
+
+// simulate fills in what depends on the address of a -demo. The program calls
+// its simulator over loopback; phones reach it by the public URL.
+func (c *config) simulate(listening *net.TCPAddr) {
+	local := *listening
+	if local.IP.IsUnspecified() {
+		local.IP = net.IPv4(127, 0, 0, 1)
+	}
+	c.publicURL = cmp.Or(c.publicURL, "http://"+local.String())
+	c.apiBase = "http://" + local.String() + "/demo"
+	c.openBase, c.mpBase = c.publicURL+"/demo", c.publicURL+"/demo"
+}
+
+// parseConfig reads the settings: secrets from the environment, the rest from
+// flags, with the environment as their default. Its error is one line that
+// names the setting, what is wrong with it and where to get it right; it is
+// flag.ErrHelp after -h.
+func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (config, error) {
+	c := config{
+		appID: getenv("WECHAT_APPID"), appSecret: getenv("WECHAT_APPSECRET"), token: getenv("WECHAT_TOKEN"),
+		apiBase:  cmp.Or(getenv("WECHAT_API_BASE"), "https://api.weixin.qq.com"),
+		openBase: cmp.Or(getenv("WECHAT_OPEN_BASE"), "https://open.weixin.qq.com"),
+		mpBase:   cmp.Or(getenv("WECHAT_MP_BASE"), "https://mp.weixin.qq.com"),
+	}
+	flags := flag.NewFlagSet("wxscan", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	var ttl, maxTickets string
+	setting := func(p *string, name, env, byDefault, usage string) {
+		flags.StringVar(p, name, cmp.Or(getenv(env), byDefault), usage+" ("+env+")")
+	}
+	flags.BoolVar(&c.demo, "demo", false, "simulate WeChat; anyone can log in as anyone")
+	setting(&c.addr, "addr", "ADDR", "", "listen `address`; by default :8080, with -demo 127.0.0.1:8080")
+	setting(&c.publicURL, "url", "PUBLIC_URL", "", "how phones reach us: `http(s)://host[:port]`")
+	setting(&ttl, "ttl", "TICKET_TTL", "5m", "life of a QR code, a `duration` of 1s to 720h")
+	setting(&maxTickets, "max-tickets", "MAX_TICKETS", "100000", "`number` of live tickets before 503")
+	setting(&c.scope, "scope", "WECHAT_SCOPE", "snsapi_base", "`scope` of flow B: snsapi_base, or snsapi_userinfo for nickname and avatar")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprintln(stderr, usage)
+		flags.SetOutput(stderr)
+		flags.PrintDefaults()
+		return c, err
+	case err != nil:
+		return c, fmt.Errorf("%w (wxscan -h lists the flags)", err)
+	case flags.NArg() > 0:
+		return c, fmt.Errorf("unknown argument %q (wxscan -h lists the flags)", flags.Arg(0))
+	}
+	if c.demo && c.appSecret != "" {
+		return c, errors.New("WECHAT_APPSECRET is set: with -demo anyone can log in as anyone, which does not go with a real account; unset it, or leave out -demo")
+	}
+	if c.demo {
+		c.appID, c.appSecret, c.token = cmp.Or(c.appID, "wx0123456789abcdef"), "simulated", cmp.Or(c.token, "simulated")
+		c.addr = cmp.Or(c.addr, "127.0.0.1:8080")
+	}
+	c.addr = cmp.Or(c.addr, ":8080")
+	for _, base := range []*string{&c.publicURL, &c.apiBase, &c.openBase, &c.mpBase} {
+		*base = strings.TrimSuffix(*base, "/")
+	}
+	matches := func(pattern, value string) bool {
+		ok, _ := regexp.MatchString(`^(`+pattern+`)$`, value)
+		return ok
+	}
+	aesKey := getenv("WECHAT_AES_KEY")
+	var errs [3]error
+	c.aesKey, errs[0] = parseAESKey(aesKey)
+	c.ttl, errs[1] = time.ParseDuration(ttl)
+	c.maxTickets, errs[2] = strconv.Atoi(maxTickets)
+	const (
+		origin  = `https?://([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?`
+		account = "on the account's page, for a test account https://mp.weixin.qq.com/debug/cgi-bin/sandbox?t=sandbox/login"
+		base    = "http(s)://host[:port][/path], or unset for WeChat's own"
+	)
+	for _, setting := range []struct {
+		name, value string
+		ok          bool
+		mustBe      string
+	}{
+		{"WECHAT_APPID", c.appID, matches(`wx[0-9A-Za-z]+`, c.appID), "the appID (wx and letters and digits) " + account},
+		{"WECHAT_APPSECRET", c.appSecret, matches(`[0-9A-Za-z]+`, c.appSecret), "the appsecret (letters and digits) " + account},
+		{"WECHAT_TOKEN", c.token, matches(`[0-9A-Za-z]{3,32}`, c.token), "the Token (3-32 letters and digits) that you make up and type into the interface configuration (接口配置信息) " + account},
+		{"WECHAT_AES_KEY", aesKey, aesKey == "" || errs[0] == nil, "the EncodingAESKey (43 letters and digits) " + account + ", or unset for plain mode"},
+		{"PUBLIC_URL (-url)", c.publicURL, matches(origin, c.publicURL) || c.demo && c.publicURL == "", "http(s)://host[:port] without a path, where phones and WeChat reach this server, such as your ngrok address"},
+		{"TICKET_TTL (-ttl)", ttl, errs[1] == nil && c.ttl%time.Second == 0 && c.ttl > 0 && c.ttl <= maxTTL, "a duration such as 5m, whole seconds, from 1s to 720h"},
+		{"MAX_TICKETS (-max-tickets)", maxTickets, errs[2] == nil && c.maxTickets > 0, "a number from 1"},
+		{"WECHAT_SCOPE (-scope)", c.scope, matches(`snsapi_(base|userinfo)`, c.scope), "snsapi_base or snsapi_userinfo"},
+		{"WECHAT_API_BASE", c.apiBase, matches(origin+`(/[!-~]*)?`, c.apiBase), base},
+		{"WECHAT_OPEN_BASE", c.openBase, matches(origin+`(/[!-~]*)?`, c.openBase), base},
+		{"WECHAT_MP_BASE", c.mpBase, matches(origin+`(/[!-~]*)?`, c.mpBase), base},
+	} {
+		switch {
+		case setting.ok:
+		case setting.value == "":
+			return c, fmt.Errorf("%s is not set: it must be %s; without an account, try wxscan -demo", setting.name, setting.mustBe)
+		default:
+			return c, fmt.Errorf("%s is malformed: it must be %s; without an account, try wxscan -demo", setting.name, setting.mustBe)
+		}
+	}
+	return c, nil
+}

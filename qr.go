@@ -1,0 +1,26 @@
+package main
+
+import "github.com/skip2/go-qrcode"
+
+// modulePixels is the width of a module in the PNG: whole, so that edges are sharp.
+const modulePixels = 6
+
+// qrPNG draws a QR code, level Medium, with the border of 4 white modules that
+// scanners need. It fails when the text is too long, beyond some 2,300 bytes.
+func qrPNG(text string) ([]byte, error) {
+	q, err := qrcode.New(text, qrcode.Medium)
+	if err != nil {
+		return nil, err
+	}
+	return q.PNG(-modulePixels)
+}
+
+// qrText draws a QR code in half blocks, two modules a character high, to be
+// scanned off a terminal with light text on a dark ground.
+func qrText(text string) ([]byte, error) {
+	q, err := qrcode.New(text, qrcode.Medium)
+	if err != nil {
+		return nil, err
+	}
+	return []byte(q.ToSmallString(false)), nil
+}

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// resultTTL is how long a login stays readable after the scan, so that a
+	// browser that lost the answer can ask again.
+	resultTTL = 60 * time.Second
+	// maxCodes is how many OAuth codes may be tried on one ticket. Whoever
+	// photographs a QR code can make up codes; each costs a call to WeChat.
+	maxCodes = 5
+)
+
+var (
+	errTooManyTickets = errors.New("too many live tickets")
+	errCodeUsed       = errors.New("somebody has logged in already, or too many codes were tried")
+)
+
+// digest names a ticket without giving it away: the first 16 bytes of its
+// SHA-256, in hex. In flow B it is the OAuth state.
+func digest(ticket string) string {
+	sum := sha256.Sum256([]byte(ticket))
+	return hex.EncodeToString(sum[:16])
+}
+
+// A flow is one of the two ways to log in. A ticket of one cannot be completed
+// through the other.
+type flow uint8
+
+const (
+	flowScan flow = iota // A: parametric QR code, completed by a push
+	flowAuth             // B: web authorization, completed by the callback
+)
+
+// status is where a login stands, in the words of the poll's answer.
+type status string
+
+const (
+	statusPending status = "pending"
+	statusDone    status = "done"
+	statusExpired status = "expired" // also for a ticket that never was
+)
+
+// A login is who has scanned. All but openID may be empty.
+type login struct {
+	openID, unionID, nickname, avatar string
+}
+
+// A state is what a browser may know of its ticket.
+type state struct {
+	status  status
+	expires time.Time // end of the wait, or of the time to read the login
+	login   login     // set when status is done
+}
+
+// A ticket is one browser's wait for a scan.
+type ticket struct {
+	key      string // its digest
+	flow     flow
+	says     string    // flow A: what the QR code says; B's follows from key
+	deadline time.Time // end of the wait
+
+	result  atomic.Pointer[state] // nil until somebody has logged in, then for good; set under store.mu
+	changed chan struct{}         // closed once result is set; nil while nobody waits; guarded by store.mu
+
+	redeeming sync.Mutex       // held while a code is exchanged; guards outcomes
+	outcomes  map[string]error // flow B: how each code tried so far has ended, by digest
+}
+
+// A store holds the live tickets, in memory only.
+//
+// All tickets wait equally long and all results are kept equally long, so two
+// queues in order of expiry do instead of a timer for each ticket: the sweeper
+// wakes for the first in line and never looks at the rest.
+type store struct {
+	ttl     time.Duration
+	max     int
+	tickets sync.Map // by digest, *ticket
+
+	mu      sync.Mutex  // guards the fields below, and what changes in a ticket
+	live    int         // entries in tickets
+	waiting []*ticket   // by deadline; those that are done meanwhile stay in line
+	results []*ticket   // by result.expires
+	sweeper *time.Timer // runs sweep at the first expiry of both queues
+}
+
+// newStore returns a store of at most max tickets that each wait for ttl.
+func newStore(ttl time.Duration, max int) *store {
+	return &store{ttl: ttl, max: max}
+}
+
+// full tells whether begin would return errTooManyTickets.
+func (s *store) full() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.live >= s.max
+}
+
+// begin makes secret the ticket of a wait that starts now. It returns
+// errTooManyTickets at the cap, and an error rather than give one ticket to two
+// browsers.
+func (s *store) begin(secret string, flow flow, says string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.live >= s.max {
+		return errTooManyTickets
+	}
+	t := &ticket{key: digest(secret), flow: flow, says: says, deadline: time.Now().Add(s.ttl)}
+	if _, loaded := s.tickets.LoadOrStore(t.key, t); loaded {
+		return errors.New("this ticket was issued before")
+	}
+	s.live++
+	s.waiting = append(s.waiting, t)
+	s.armLocked()
+	return nil
+}
+
+// find returns a live ticket: one that waits, or whose result can still be
+// read. Where there is none, ok is false and the ticket is one that expired long ago.
+func (s *store) find(key string) (t *ticket, ok bool) {
+	v, ok := s.tickets.Load(key)
+	if !ok {
+		return &ticket{}, false
+	}
+	t = v.(*ticket)
+	return t, t.state().status != statusExpired
+}
+
+// complete logs somebody in. It is true for the one call that did: the first
+// while the ticket waits, through the ticket's own flow. Any other changes nothing.
+func (s *store) complete(key string, flow flow, who login) bool {
+	t, ok := s.find(key)
+	if !ok || t.flow != flow {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t.state().status != statusPending {
+		return false
+	}
+	t.result.Store(&state{statusDone, time.Now().Add(resultTTL), who})
+	if t.changed != nil {
+		close(t.changed)
+	}
+	s.results = append(s.results, t)
+	s.armLocked()
+	return true
+}
+
+// redeem completes a ticket of flow B with the person whom exchange finds
+// behind an OAuth code. A code is exchanged once, and one at a time: a callback
+// that is opened twice waits for the first and shares its outcome. It returns
+// what exchange returned, or errCodeUsed when somebody has logged in with
+// another code, the ticket expired meanwhile, or maxCodes have been tried.
+func (s *store) redeem(t *ticket, code string, exchange func() (login, error)) error {
+	t.redeeming.Lock()
+	defer t.redeeming.Unlock()
+	key := digest(code)
+	if err, seen := t.outcomes[key]; seen {
+		return err
+	}
+	if t.state().status != statusPending || len(t.outcomes) == maxCodes {
+		return errCodeUsed
+	}
+	who, err := exchange()
+	if err == nil && !s.complete(t.key, flowAuth, who) {
+		err = errCodeUsed
+	}
+	if t.outcomes == nil {
+		t.outcomes = make(map[string]error)
+	}
+	t.outcomes[key] = err
+	return err
+}
+
+// wait returns the state of a ticket once it is not pending, after d, or when
+// ctx ends, whichever is first. d ≤ 0 asks without waiting.
+func (s *store) wait(ctx context.Context, key string, d time.Duration) state {
+	t, _ := s.find(key)
+	if d > 0 && t.state().status == statusPending {
+		timer := time.NewTimer(min(d, time.Until(t.deadline)))
+		defer timer.Stop()
+		select {
+		case <-s.changed(t):
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
+	return t.state()
+}
+
+// changed returns a channel that is closed once the ticket has a result.
+func (s *store) changed(t *ticket) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t.changed == nil {
+		t.changed = make(chan struct{})
+		if t.result.Load() != nil {
+			close(t.changed)
+		}
+	}
+	return t.changed
+}
+
+// state returns how the ticket stands now, exact to the nanosecond.
+func (t *ticket) state() state {
+	st := state{status: statusPending, expires: t.deadline}
+	if result := t.result.Load(); result != nil {
+		st = *result
+	}
+	if !time.Now().Before(st.expires) {
+		return state{status: statusExpired}
+	}
+	return st
+}
+
+// sweep forgets what has expired.
+func (s *store) sweep() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for len(s.waiting) > 0 && !now.Before(s.waiting[0].deadline) {
+		if t := s.waiting[0]; t.result.Load() == nil {
+			s.forgetLocked(t)
+		}
+		s.waiting = pop(s.waiting)
+	}
+	for len(s.results) > 0 && !now.Before(s.results[0].result.Load().expires) {
+		s.forgetLocked(s.results[0])
+		s.results = pop(s.results)
+	}
+	s.armLocked()
+}
+
+func (s *store) forgetLocked(t *ticket) {
+	s.tickets.Delete(t.key)
+	s.live--
+}
+
+// pop returns the queue without its head, which it lets go of.
+func pop(queue []*ticket) []*ticket {
+	queue[0] = nil
+	return queue[1:]
+}
+
+// armLocked sets the sweeper to the first expiry, if there is anything to expire.
+func (s *store) armLocked() {
+	var next time.Time
+	if len(s.waiting) > 0 {
+		next = s.waiting[0].deadline
+	}
+	if len(s.results) > 0 {
+		if end := s.results[0].result.Load().expires; next.IsZero() || end.Before(next) {
+			next = end
+		}
+	}
+	switch {
+	case next.IsZero():
+	case s.sweeper == nil:
+		s.sweeper = time.AfterFunc(time.Until(next), s.sweep)
+	default:
+		s.sweeper.Reset(time.Until(next))
+	}
+}
