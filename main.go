@@ -124,12 +124,6 @@ type config struct {
 	demo                      bool
 }
 
-// site is how users know us: the host of the public URL.
-func (c *config) site() string {
-	_, host, _ := strings.Cut(c.publicURL, "://")
-	return host
-}
-
 // simulate fills in what depends on the address of a -demo. The program calls
 // its simulator over loopback; phones reach it by the public URL.
 func (c *config) simulate(listening *net.TCPAddr) {

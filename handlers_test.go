@@ -1,0 +1,567 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A world is a server and the simulated WeChat that it talks to, without
+// sockets, so that it can live in a synctest bubble.
+type world struct {
+	*server
+	handler http.Handler
+	logged  *syncBuffer
+	// fault, if set, sees a call of WeChat's API first. It is true if it answered.
+	fault func(w http.ResponseWriter, r *http.Request) bool
+
+	mu    sync.Mutex
+	calls map[string]int // calls of WeChat's API, by path
+}
+
+// syncBuffer is a log that may be written and read at once.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// newWorld returns a world with the settings of -demo and the given ones, each
+// NAME=value.
+func newWorld(t testing.TB, settings ...string) *world {
+	t.Helper()
+	getenv := func(name string) string {
+		for _, setting := range settings {
+			if value, ok := strings.CutPrefix(setting, name+"="); ok {
+				return value
+			}
+		}
+		return ""
+	}
+	config, err := parseConfig([]string{"-demo"}, getenv, io.Discard)
+	must(t, err)
+	config.simulate(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80})
+	w := &world{logged: new(syncBuffer), calls: make(map[string]int)}
+	log := slog.New(slog.NewTextHandler(io.MultiWriter(w.logged, t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	w.server = newServer(config, log)
+	w.wechat.client.Transport = w
+	simulator := newDemo(config, w.wechat.client, w.says)
+	w.demo = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		path := strings.TrimPrefix(r.URL.Path, "/demo")
+		w.mu.Lock()
+		w.calls[path]++
+		fault := w.fault
+		w.mu.Unlock()
+		isAPI := strings.HasPrefix(path, "/cgi-bin/") || strings.HasPrefix(path, "/sns/")
+		if fault == nil || !isAPI || !fault(rw, r) {
+			simulator.ServeHTTP(rw, r)
+		}
+	})
+	w.handler = w.routes()
+	return w
+}
+
+func (w *world) setFault(fault func(http.ResponseWriter, *http.Request) bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fault = fault
+}
+
+func (w *world) called(path string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.calls[path]
+}
+
+// RoundTrip makes a world the transport of its own clients.
+func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
+	in := r.Clone(r.Context())
+	in.RequestURI, in.RemoteAddr = r.URL.RequestURI(), "127.0.0.1:50000"
+	if in.Body == nil {
+		in.Body = http.NoBody
+	}
+	out, done := httptest.NewRecorder(), make(chan struct{})
+	go func() {
+		defer close(done)
+		w.handler.ServeHTTP(out, in)
+	}()
+	select {
+	case <-done:
+		return out.Result(), nil
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+}
+
+// do makes a request of the server.
+func (w *world) do(method, target, body string) *httptest.ResponseRecorder {
+	out := httptest.NewRecorder()
+	w.handler.ServeHTTP(out, httptest.NewRequest(method, target, strings.NewReader(body)))
+	return out
+}
+
+// begin asks for a ticket: "getloginqr" or "getauthqr".
+func (w *world) begin(t testing.TB, what string) (qr qrAnswer) {
+	t.Helper()
+	out := w.do("GET", "/wechat/"+what, "")
+	if err := json.Unmarshal(out.Body.Bytes(), &qr); err != nil || out.Code != 200 || qr.Ticket == "" {
+		t.Fatalf("%s: %d %s", what, out.Code, out.Body)
+	}
+	return qr
+}
+
+func (w *world) check(t testing.TB, ticket, wait string) (answer pollAnswer) {
+	t.Helper()
+	out := w.do("GET", "/wechat/checklogin?ticket="+url.QueryEscape(ticket)+"&wait="+wait, "")
+	must(t, json.Unmarshal(out.Body.Bytes(), &answer))
+	if out.Code != 200 {
+		t.Errorf("checklogin: status %d", out.Code)
+	}
+	return answer
+}
+
+// scan lets the simulated phone scan; it returns the status and what it shows.
+func (w *world) scan(ticket, openID, event string) (int, string) {
+	out := w.do("POST", "/demo/scan?"+url.Values{"ticket": {ticket}, "openid": {openID}, "event": {event}}.Encode(), "")
+	return out.Code, strings.TrimSpace(out.Body.String())
+}
+
+// signed returns a signed query for /wechat/message.
+func (w *world) signed() string {
+	timestamp := strconv.FormatInt(time.Now().Unix(), 10)
+	return url.Values{"timestamp": {timestamp}, "nonce": {"n"}, "signature": {signature(w.config.token, timestamp, "n")}}.Encode()
+}
+
+func pushXML(openID, eventName, key, ticket string) string {
+	return fmt.Sprintf("<xml><ToUserName>gh_1</ToUserName><FromUserName>%s</FromUserName><CreateTime>1714036504</CreateTime><MsgType>event</MsgType><Event>%s</Event><EventKey>%s</EventKey><Ticket>%s</Ticket></xml>", openID, eventName, key, ticket)
+}
+
+func TestRoutes(t *testing.T) {
+	w := newWorld(t)
+	good := w.signed()
+	bad := strings.Replace(good, "nonce=n", "nonce=m", 1)
+	huge := "<xml>" + strings.Repeat(" ", maxBody) + "</xml>"
+	scan := w.begin(t, "getloginqr")
+	ticket := url.QueryEscape(scan.Ticket)
+	for _, test := range []struct {
+		name, method, target, body string
+		status                     int
+		want                       string // in the body
+	}{
+		{"URL check answers the echostr raw", "GET", "/wechat/message?echostr=%3Cb%3E4375%26&" + good, "", 200, "<b>4375&"},
+		{"URL check with a trailing slash is no redirect", "GET", "/wechat/message/?echostr=437&" + good, "", 200, "437"},
+		{"URL check with a bad signature", "GET", "/wechat/message?echostr=437&" + bad, "", 403, "bad_signature"},
+		{"URL check without a signature", "GET", "/wechat/message?echostr=437", "", 403, "bad_signature"},
+		{"unsigned push logs nobody in", "POST", "/wechat/message", pushXML("mallory", "SCAN", "s", scan.Ticket), 403, "bad_signature"},
+		{"badly signed push logs nobody in", "POST", "/wechat/message?" + bad, pushXML("mallory", "SCAN", "s", scan.Ticket), 403, "bad_signature"},
+		{"signature comes before size", "POST", "/wechat/message?" + bad, huge, 403, "bad_signature"},
+		{"push over 64 KiB", "POST", "/wechat/message?" + good, huge, 413, "too_large"},
+		{"push that is no XML", "POST", "/wechat/message?" + good, `{"a":1}`, 400, "bad_push"},
+		{"push cut off", "POST", "/wechat/message?" + good, "<xml><Event>SCAN", 400, "bad_push"},
+		{"push with another root", "POST", "/wechat/message?" + good, "<html></html>", 400, "bad_push"},
+		{"push with a second root", "POST", "/wechat/message?" + good, "<xml></xml><xml></xml>", 400, "bad_push"},
+		{"empty push", "POST", "/wechat/message?" + good, "", 400, "bad_push"},
+		{"push with a trailing slash", "POST", "/wechat/message/?" + good, "<xml></xml>\n", 200, "success"},
+		{"QR code of a live ticket as PNG", "GET", "/wechat/qr.png?ticket=" + ticket, "", 200, "PNG"},
+		{"QR code of a live ticket as text", "GET", "/wechat/qr.txt?ticket=" + ticket, "", 200, "█"},
+		{"QR code of an unknown ticket", "GET", "/wechat/qr.png?ticket=x", "", 404, "not_found"},
+		{"QR code of no ticket", "GET", "/wechat/qr.txt", "", 404, "not_found"},
+		{"poll of a pending ticket", "GET", "/wechat/checklogin?ticket=" + ticket, "", 200, `{"login":false,"status":"pending","expiresIn":300}`},
+		{"poll of an unknown ticket", "GET", "/wechat/checklogin?ticket=x&wait=25", "", 200, `{"login":false,"status":"expired"}`},
+		{"poll of no ticket", "GET", "/wechat/checklogin", "", 200, `{"login":false,"status":"expired"}`},
+		{"poll with a nonsensical wait", "GET", "/wechat/checklogin?wait=x&ticket=" + ticket, "", 200, "pending"},
+		{"poll with a negative wait", "GET", "/wechat/checklogin?wait=-99999999999999999999&ticket=" + ticket, "", 200, "pending"},
+		{"login page", "GET", "/", "", 200, "wxscan.js"},
+		{"script", "GET", "/static/wxscan.js", "", 200, "wxscan:login"},
+		{"phone's page of success", "GET", "/static/html/loginsucceed.html", "", 200, "登录成功"},
+		{"phone's page of failure", "GET", "/static/html/loginfailed.html?reason=used", "", 200, "没有登录"},
+		{"no listing of static", "GET", "/static/", "", 404, "not_found"},
+		{"no listing below static", "GET", "/static/html/", "", 404, "not_found"},
+		{"no listing without the slash", "GET", "/static/html", "", 404, "not_found"},
+		{"no file outside static", "GET", "/static/%2e%2e/main.go", "", 404, ""},
+		{"unknown path", "GET", "/nothing", "", 404, ""},
+		{"health", "GET", "/healthz", "", 200, "ok"},
+		{"wrong method", "PUT", "/wechat/message", "", 405, ""},
+		{"a QR code is not POSTed for", "POST", "/wechat/getauthqr", "", 405, ""},
+		{"nor deleted", "DELETE", "/wechat/checklogin", "", 405, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			out := w.do(test.method, test.target, test.body)
+			if out.Code != test.status || !strings.Contains(out.Body.String(), test.want) {
+				t.Errorf("%d %.200q, want %d and %q", out.Code, out.Body, test.status, test.want)
+			}
+			if out.Code == 405 && out.Header().Get("Allow") == "" {
+				t.Error("405 without Allow")
+			}
+			header := out.Header()
+			for _, name := range []string{"Content-Security-Policy", "X-Content-Type-Options", "Referrer-Policy"} {
+				if header.Get(name) == "" {
+					t.Errorf("no %s", name)
+				}
+			}
+			if csp := header.Get("Content-Security-Policy"); strings.Contains(csp, "unsafe") || !strings.Contains(csp, "frame-ancestors 'none'") {
+				t.Errorf("CSP: %s", csp)
+			}
+			for name := range header {
+				if strings.HasPrefix(name, "Access-Control-") {
+					t.Errorf("CORS header %s", name)
+				}
+			}
+			if strings.HasPrefix(header.Get("Content-Type"), "application/json") && header.Get("Cache-Control") != "no-store" {
+				t.Error("JSON that may be cached")
+			}
+		})
+	}
+	if answer := w.check(t, scan.Ticket, ""); answer.Status != statusPending {
+		t.Errorf("after all that the ticket is %q", answer.Status)
+	}
+}
+
+func TestURLCheckKnownAnswer(t *testing.T) {
+	w := newWorld(t, "WECHAT_TOKEN="+docToken)
+	out := w.do("GET", "/wechat/message?signature="+docSignature+"&timestamp=1714036504&nonce=1514711492&echostr=4375120948345356249", "")
+	if got := out.Body.String(); out.Code != 200 || got != "4375120948345356249" {
+		t.Errorf("%d %q", out.Code, got)
+	}
+	if got := out.Header().Get("Content-Type"); !strings.HasPrefix(got, "text/plain") {
+		t.Errorf("Content-Type %q", got)
+	}
+}
+
+func TestLogin(t *testing.T) {
+	for _, test := range []struct {
+		name, begin, event string
+		settings           []string
+		shown              string // on the phone
+		want               pollAnswer
+	}{
+		{"flow A, by a follower", "getloginqr", "scan", nil, "您已登录 127.0.0.1:80（20:00）。如非本人操作",
+			pollAnswer{Login: true, Status: "done", OpenID: "alice"}},
+		{"flow A, by somebody new", "getloginqr", "subscribe", nil, "You have logged in to 127.0.0.1:80 (20:00 Beijing time)",
+			pollAnswer{Login: true, Status: "done", OpenID: "alice"}},
+		{"flow A, in safe mode", "getloginqr", "scan", []string{"WECHAT_AES_KEY=" + docKey}, "您已登录 127.0.0.1:80（20:00）",
+			pollAnswer{Login: true, Status: "done", OpenID: "alice"}},
+		{"flow B", "getauthqr", "allow", nil, "/static/html/loginsucceed.html",
+			pollAnswer{Login: true, Status: "done", OpenID: "alice"}},
+		{"flow B, with a profile", "getauthqr", "allow", []string{"WECHAT_SCOPE=snsapi_userinfo"}, "/static/html/loginsucceed.html",
+			pollAnswer{Login: true, Status: "done", OpenID: "alice", Nickname: "alice", UnionID: "union-alice", Avatar: "http://127.0.0.1:80/demo/avatar.svg"}},
+		{"flow A, not followed", "getloginqr", "decline", nil, "没有关注", pollAnswer{Status: "pending", ExpiresIn: 300}},
+		{"flow B, declined", "getauthqr", "decline", nil, "/static/html/loginfailed.html?reason=denied", pollAnswer{Status: "pending", ExpiresIn: 300}},
+		{"flow B, virtual user", "getauthqr", "snapshot", nil, "/static/html/loginfailed.html?reason=snapshot", pollAnswer{Status: "pending", ExpiresIn: 300}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				time.Sleep(12 * time.Hour) // a bubble begins at midnight UTC
+				w := newWorld(t, test.settings...)
+				qr, other := w.begin(t, test.begin), w.begin(t, test.begin)
+				if qr.ExpiresIn != 300 || qr.URL == "" || !strings.Contains(qr.QRURL, url.QueryEscape(qr.Ticket)) {
+					t.Errorf("%+v", qr)
+				}
+				if status, shown := w.scan(qr.Ticket, "alice", test.event); status != 200 || !strings.Contains(shown, test.shown) {
+					t.Errorf("the phone shows %d %q, want %q", status, shown, test.shown)
+				}
+				for range 2 {
+					if got := w.check(t, qr.Ticket, ""); got != test.want {
+						t.Errorf("poll: %+v, want %+v", got, test.want)
+					}
+				}
+				if got := w.check(t, other.Ticket, ""); got.Login {
+					t.Errorf("another browser is logged in: %+v", got)
+				}
+			})
+		})
+	}
+}
+
+func TestOnlyTheFirstToScanHearsOfIt(t *testing.T) {
+	w := newWorld(t)
+	qr := w.begin(t, "getloginqr")
+	w.scan(qr.Ticket, "alice", "scan")
+	if _, shown := w.scan(qr.Ticket, "bob", "scan"); !strings.Contains(shown, "no reply") {
+		t.Errorf("the second to scan sees %q", shown)
+	}
+	if got := w.check(t, qr.Ticket, ""); got.OpenID != "alice" {
+		t.Errorf("logged in: %+v", got)
+	}
+}
+
+func TestPassiveReplyGoesToWhoHasScanned(t *testing.T) {
+	w := newWorld(t)
+	qr := w.begin(t, "getloginqr")
+	out := w.do("POST", "/wechat/message?"+w.signed(), pushXML("alice", "SCAN", "s", qr.Ticket))
+	var reply struct {
+		XMLName                                    xml.Name `xml:"xml"`
+		ToUserName, FromUserName, MsgType, Content string
+		CreateTime                                 int64
+	}
+	must(t, xml.Unmarshal(out.Body.Bytes(), &reply))
+	if reply.ToUserName != "alice" || reply.FromUserName != "gh_1" || reply.MsgType != "text" || time.Since(time.Unix(reply.CreateTime, 0)) > time.Minute {
+		t.Errorf("%+v", reply)
+	}
+}
+
+func TestPushesThatAreNoLogin(t *testing.T) {
+	w := newWorld(t)
+	qr, auth := w.begin(t, "getloginqr"), w.begin(t, "getauthqr")
+	for name, push := range map[string]string{
+		"plain follow":           pushXML("alice", "subscribe", "", ""),
+		"follow after a payment": pushXML("alice", "subscribe", "last_trade_no_1", qr.Ticket),
+		"unknown ticket":         pushXML("alice", "SCAN", "s", "poster"),
+		"no ticket":              pushXML("alice", "SCAN", "s", ""),
+		"nobody":                 pushXML("", "SCAN", "s", qr.Ticket),
+		"ticket of flow B":       pushXML("alice", "SCAN", "s", auth.Ticket),
+		"another event":          pushXML("alice", "unsubscribe", "s", qr.Ticket),
+		"a message":              strings.Replace(pushXML("alice", "SCAN", "s", qr.Ticket), "<MsgType>event", "<MsgType>text", 1),
+	} {
+		if out := w.do("POST", "/wechat/message?"+w.signed(), push); out.Code != 200 || out.Body.String() != "success" {
+			t.Errorf("%s: %d %q, want success", name, out.Code, out.Body)
+		}
+	}
+	if a, b := w.check(t, qr.Ticket, ""), w.check(t, auth.Ticket, ""); a.Login || b.Login {
+		t.Errorf("logged in: %+v, %+v", a, b)
+	}
+	if out := w.do("POST", "/wechat/message?"+w.signed(), pushXML("alice", "sCaN", "s", qr.Ticket)); out.Body.String() == "success" {
+		t.Error("the name of the event is not matched without regard to case")
+	}
+}
+
+func TestPollWakesAtTheScan(t *testing.T) {
+	for _, begin := range []string{"getloginqr", "getauthqr"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			qr := w.begin(t, begin)
+			start := time.Now()
+			time.AfterFunc(7*time.Second, func() { w.scan(qr.Ticket, "alice", "") })
+			got := w.check(t, qr.Ticket, "25")
+			if took := time.Since(start); !got.Login || took != 7*time.Second {
+				t.Errorf("%+v after %v", got, took)
+			}
+		})
+	}
+}
+
+func TestPollWaitIsCapped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		qr := w.begin(t, "getauthqr")
+		start := time.Now()
+		got := w.check(t, qr.Ticket, "99999999999999999999")
+		if took := time.Since(start); took != maxWait || got.Status != statusPending || got.ExpiresIn != 270 {
+			t.Errorf("%+v after %v", got, took)
+		}
+	})
+}
+
+func TestCallback(t *testing.T) {
+	w := newWorld(t)
+	scan, auth := w.begin(t, "getloginqr"), w.begin(t, "getauthqr")
+	callback := func(state, code string) string {
+		out := w.do("GET", "/wechat/accessusercode?"+url.Values{"state": {state}, "code": {code}}.Encode(), "")
+		if out.Code != http.StatusSeeOther {
+			t.Errorf("status %d", out.Code)
+		}
+		return strings.TrimPrefix(out.Header().Get("Location"), "/static/html/")
+	}
+	authorize := func(openID string) (code string) {
+		form := url.Values{"openid": {openID}, "event": {"allow"}}.Encode()
+		r := httptest.NewRequest("POST", strings.TrimSuffix(auth.URL, "#wechat_redirect"), strings.NewReader(form))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		rec := httptest.NewRecorder()
+		w.handler.ServeHTTP(rec, r)
+		back, err := url.Parse(rec.Header().Get("Location"))
+		must(t, err)
+		return back.Query().Get("code")
+	}
+	state := digest(auth.Ticket)
+	const ok, failed = "loginsucceed.html", "loginfailed.html?reason="
+	good := authorize("alice")
+	for _, test := range []struct{ name, state, code, want string }{
+		{"no state", "", good, failed + "expired"},
+		{"state of no ticket", digest("x"), good, failed + "expired"},
+		{"the ticket itself as the state", auth.Ticket, good, failed + "expired"},
+		{"ticket of flow A", digest(scan.Ticket), good, failed + "expired"},
+		{"no code", state, "", failed + "denied"},
+		{"declined", state, "authdeny", failed + "denied"},
+		{"made-up code", state, "made-up", failed + "expired"},
+		{"good code", state, good, ok},
+		{"the same callback again", state, good, ok},
+		{"another's code after the login", state, authorize("bob"), failed + "used"},
+		{"declined after the login", state, "authdeny", failed + "denied"},
+	} {
+		if got := callback(test.state, test.code); got != test.want {
+			t.Errorf("%s: %s, want %s", test.name, got, test.want)
+		}
+	}
+	if got := w.called("/sns/oauth2/access_token"); got != 2 {
+		t.Errorf("%d exchanges, want 2: the made-up code and the good one", got)
+	}
+	if got := w.check(t, auth.Ticket, ""); got.OpenID != "alice" {
+		t.Errorf("logged in: %+v", got)
+	}
+
+	second := w.begin(t, "getauthqr")
+	if got := callback(digest(second.Ticket), good); got != failed+"used" {
+		t.Errorf("a code used for another ticket: %s", got)
+	}
+}
+
+func TestFlowBWorksWhileFlowAFails(t *testing.T) {
+	w := newWorld(t)
+	w.setFault(func(rw http.ResponseWriter, r *http.Request) bool {
+		if strings.HasPrefix(r.URL.Path, "/demo/cgi-bin/") {
+			io.WriteString(rw, `{"errcode":40164,"errmsg":"invalid ip 203.0.113.7, not in whitelist rid: 1"}`)
+			return true
+		}
+		return false
+	})
+	out := w.do("GET", "/wechat/getloginqr", "")
+	if got := out.Body.String(); out.Code != 502 || !strings.Contains(got, `"error":"wechat_refused"`) || !strings.Contains(got, `"errcode":40164`) || strings.Contains(got, "203.0.113.7") {
+		t.Errorf("flow A: %d %s", out.Code, got)
+	}
+	if log := w.logged.String(); !strings.Contains(log, "203.0.113.7") || !strings.Contains(log, "rid: 1") || !strings.Contains(log, hintIP) {
+		t.Errorf("the log does not tell what to do: %s", log)
+	}
+	qr := w.begin(t, "getauthqr")
+	w.scan(qr.Ticket, "alice", "")
+	if got := w.check(t, qr.Ticket, ""); got.OpenID != "alice" {
+		t.Errorf("flow B: %+v", got)
+	}
+}
+
+func TestTooManyTickets(t *testing.T) {
+	w := newWorld(t, "MAX_TICKETS=1")
+	w.begin(t, "getauthqr")
+	for _, path := range []string{"/wechat/getauthqr", "/wechat/getloginqr"} {
+		out := w.do("GET", path, "")
+		if out.Code != 503 || out.Header().Get("Retry-After") == "" || !strings.Contains(out.Body.String(), "too_many_tickets") {
+			t.Errorf("%s: %d %s", path, out.Code, out.Body)
+		}
+	}
+	if got := w.called("/cgi-bin/qrcode/create"); got != 0 {
+		t.Errorf("%d calls of WeChat for nothing", got)
+	}
+}
+
+func TestSafeModeIsOursToDecide(t *testing.T) {
+	w := newWorld(t, "WECHAT_AES_KEY="+docKey)
+	qr := w.begin(t, "getloginqr")
+	seal := func(message, appID, token string) (query, body string) {
+		encrypt := w.config.aesKey.seal([]byte("0123456789abcdef"), []byte(message), appID)
+		timestamp := strconv.FormatInt(time.Now().Unix(), 10)
+		return url.Values{"encrypt_type": {"aes"}, "timestamp": {timestamp}, "nonce": {"n"}, "signature": {signature(w.config.token, timestamp, "n")},
+			"msg_signature": {signature(token, timestamp, "n", encrypt)}}.Encode(), "<xml><Encrypt>" + encrypt + "</Encrypt></xml>"
+	}
+	mallory := pushXML("mallory", "SCAN", "s", qr.Ticket)
+	query, body := seal(mallory, "wx0000000000000000", w.config.token)
+	badToken, badTokenBody := seal(mallory, w.config.appID, "other")
+	good, goodBody := seal(pushXML("alice", "SCAN", "s", qr.Ticket), w.config.appID, w.config.token)
+	_, otherBody := seal(mallory, w.config.appID, w.config.token)
+	var answers []string
+	for name, push := range map[string][2]string{
+		"plain":                       {w.signed(), mallory},
+		"plain, claiming to be plain": {w.signed() + "&encrypt_type=raw", mallory},
+		"sealed for another appid":    {query, body},
+		"signed with another Token":   {badToken, badTokenBody},
+		"not what was signed":         {good, otherBody},
+		"not XML":                     {good, "hello"},
+	} {
+		out := w.do("POST", "/wechat/message?"+push[0], push[1])
+		if out.Code != 403 {
+			t.Errorf("%s: %d", name, out.Code)
+		}
+		answers = append(answers, out.Body.String())
+	}
+	for _, answer := range answers {
+		if answer != answers[0] {
+			t.Errorf("failures can be told apart: %q, %q", answer, answers[0])
+		}
+	}
+	// What stands beside the sealed part does not count.
+	beside := strings.Replace(goodBody, "<xml>", "<xml><FromUserName>mallory</FromUserName>", 1)
+	w.do("POST", "/wechat/message?"+good, beside)
+	if got := w.check(t, qr.Ticket, ""); got.OpenID != "alice" {
+		t.Errorf("logged in: %+v", got)
+	}
+}
+
+func TestPlainModeTakesNoSealedPush(t *testing.T) {
+	w := newWorld(t)
+	qr := w.begin(t, "getloginqr")
+	key := testKey(t, docKey)
+	encrypt := key.seal([]byte("0123456789abcdef"), []byte(pushXML("mallory", "SCAN", "s", qr.Ticket)), w.config.appID)
+	out := w.do("POST", "/wechat/message?"+w.signed()+"&encrypt_type=aes&msg_signature="+signature(w.config.token, "1", "n", encrypt), "<xml><Encrypt>"+encrypt+"</Encrypt></xml>")
+	if got := w.check(t, qr.Ticket, ""); got.Login || out.Body.String() != "success" {
+		t.Errorf("%d %q, %+v", out.Code, out.Body, got)
+	}
+}
+
+func TestStaticFilesAreRevalidated(t *testing.T) {
+	w := newWorld(t)
+	out := w.do("GET", "/static/wxscan.js", "")
+	etag := out.Header().Get("ETag")
+	r := httptest.NewRequest("GET", "/static/wxscan.js", nil)
+	r.Header.Set("If-None-Match", etag)
+	again := httptest.NewRecorder()
+	w.handler.ServeHTTP(again, r)
+	if etag == "" || again.Code != http.StatusNotModified || !strings.HasPrefix(out.Header().Get("Content-Type"), "text/javascript") {
+		t.Errorf("ETag %q, then %d; %s", etag, again.Code, out.Header().Get("Content-Type"))
+	}
+}
+
+func TestPagesHaveNothingInline(t *testing.T) {
+	for _, name := range []string{"static/index.html", "static/html/loginsucceed.html", "static/html/loginfailed.html"} {
+		page, err := static.ReadFile(name)
+		must(t, err)
+		for _, inline := range []string{"<style", " style=", "<script>", " onclick", " onload", "http://", "https://"} {
+			if bytes.Contains(page, []byte(inline)) {
+				t.Errorf("%s has %q", name, inline)
+			}
+		}
+	}
+}
+
+func TestPollEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		qr := w.begin(t, "getauthqr")
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel) // the server is going down
+		out, start := httptest.NewRecorder(), time.Now()
+		w.handler.ServeHTTP(out, httptest.NewRequestWithContext(ctx, "GET", "/wechat/checklogin?wait=25&ticket="+qr.Ticket, nil))
+		if took := time.Since(start); took != time.Second || !strings.Contains(out.Body.String(), `"status":"pending","expiresIn":299`) {
+			t.Errorf("%s after %v", out.Body, took)
+		}
+	})
+}
+
+// newLocalServer serves h on loopback and returns its URL.
+func newLocalServer(t testing.TB, h http.Handler) string {
+	server := httptest.NewServer(h)
+	t.Cleanup(server.Close)
+	return server.URL
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+)
+
+// The known answers are from WeChat's documents (消息推送, 消息加解密说明).
+const (
+	docToken = "AAAAA"
+	docAppID = "wxba5fad812f8e6fb9"
+	// printf '%s\n' AAAAA 1714036504 1514711492 | LC_ALL=C sort | tr -d '\n' | sha1sum
+	docSignature = "f464b24fc39322e44b38aa78f5edd27bd1441696"
+	docEncrypt   = "+qdx1OKCy+5JPCBFWw70tm0fJGb2Jmeia4FCB7kao+/Q5c/ohsOzQHi8khUOb05JCpj0JB4RvQMkUyus8TPxLKJGQqcvZqzDpVzazhZv6JsXUnnR8XGT740XgXZUXQ7vJVnAG+tE8NUd4yFyjPy7GgiaviNrlCTj+l5kdfMuFUPpRSrfMZuMcp3Fn2Pede2IuQrKEYwKSqFIZoNqJ4M8EajAsjLY2km32IIjdf8YL/P50F7mStwntrA2cPDrM1kb6mOcfBgRtWygb3VIYnSeOBrebufAlr7F9mFUPAJGj04="
+	docMessage   = `{"ToUserName":"gh_97417a04a28d","FromUserName":"o9AgO5Kd5ggOC-bXrbNODIiE3bGY","CreateTime":1714112445,"MsgType":"event","Event":"debug_demo","debug_str":"hello world"}`
+)
+
+var docKey = strings.Repeat("A", 43)
+
+func testKey(t testing.TB, s string) *aesKey {
+	t.Helper()
+	key, err := parseAESKey(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func TestSignature(t *testing.T) {
+	for _, test := range []struct {
+		want  string
+		parts []string
+	}{
+		{docSignature, []string{docToken, "1714036504", "1514711492"}},
+		{"899cf89e464efb63f54ddac96b0a0a235f53aa78", []string{docToken, "1714037059", "486452656"}},
+		{"046e02f8204d34f8ba5fa3b1db94908f3df2e9b3", []string{docToken, "1714112445", "415670741", docEncrypt}},
+	} {
+		if got := signature(test.parts...); got != test.want {
+			t.Errorf("signature(%.30q) = %q, want %q", test.parts, got, test.want)
+		}
+		if !verify(test.want, test.parts...) {
+			t.Errorf("verify refuses %q", test.want)
+		}
+		for _, wrong := range []string{"", test.want[1:], strings.ToUpper(test.want), test.want + "0", strings.Repeat("0", 40)} {
+			if verify(wrong, test.parts...) {
+				t.Errorf("verify lets %q through", wrong)
+			}
+		}
+	}
+}
+
+func TestSignatureLeavesItsArgumentsInOrder(t *testing.T) {
+	parts := []string{"c", "b", "a"}
+	signature(parts...)
+	if strings.Join(parts, "") != "cba" {
+		t.Errorf("parts are now %q", parts)
+	}
+}
+
+func TestOpenKnownAnswer(t *testing.T) {
+	got, err := testKey(t, docKey).open(docEncrypt, docAppID)
+	if err != nil || string(got) != docMessage {
+		t.Errorf("open = %q, %v, want %q", got, err, docMessage)
+	}
+}
+
+func TestSealKnownAnswer(t *testing.T) {
+	const want = "ELGduP2YcVatjqIS+eZbp80MNLoAUWvzzyJxgGzxZO/5sAvd070Bs6qrLARC9nVHm48Y4hyRbtzve1L32tmxSQ=="
+	got := testKey(t, docKey).seal([]byte("707722b803182950"), []byte(`{"demo_resp":"good luck"}`), docAppID)
+	if got != want {
+		t.Errorf("seal = %q, want %q", got, want)
+	}
+	const wantSignature = "1b9339964ed2e271e7c7b6ff2b0ef902fc94dea1"
+	if got := signature(docToken, "1713424427", "415670741", got); got != wantSignature {
+		t.Errorf("signature = %q, want %q", got, wantSignature)
+	}
+}
+
+func TestWhatDoesNotOpenFailsAlike(t *testing.T) {
+	key := testKey(t, docKey)
+	flipped := []byte(docEncrypt)
+	flipped[len(flipped)-10] ^= 1
+	for name, sealed := range map[string]string{
+		"empty":             "",
+		"not base64":        "!",
+		"not whole blocks":  "AAAA",
+		"one zero block":    "AAAAAAAAAAAAAAAAAAAAAA==",
+		"a changed byte":    string(flipped),
+		"cut off":           docEncrypt[:64],
+		"somebody else's":   key.seal(make([]byte, 16), []byte("hello"), "wx0000000000000000"),
+		"appid prolonged":   key.seal(make([]byte, 16), []byte("hello"), docAppID+"x"),
+		"under another key": testKey(t, strings.Repeat("B", 43)).seal(make([]byte, 16), []byte("hello"), docAppID),
+	} {
+		if got, err := key.open(sealed, docAppID); err != errSealed {
+			t.Errorf("%s: open = %q, %v, want errSealed", name, got, err)
+		}
+	}
+}
+
+func TestParseAESKey(t *testing.T) {
+	for _, s := range []string{docKey, strings.Repeat("9", 43), "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQ"} { // spare bits set in the last
+		if _, err := parseAESKey(s); err != nil {
+			t.Errorf("parseAESKey(%q): %v", s, err)
+		}
+	}
+	for _, s := range []string{"", docKey[1:], docKey + "A", docKey[1:] + "\n", docKey[1:] + "!", docKey[1:] + "="} {
+		if _, err := parseAESKey(s); err == nil {
+			t.Errorf("parseAESKey(%q) gives no error", s)
+		}
+	}
+}
+
+// FuzzOpen: what we seal opens to the same, and anything else does not open.
+func FuzzOpen(f *testing.F) {
+	f.Add("", []byte("message"))
+	f.Add(docEncrypt, []byte(docMessage))
+	f.Fuzz(func(t *testing.T, encrypt string, message []byte) {
+		key := testKey(t, docKey)
+		if got, err := key.open(key.seal(make([]byte, 16), message, docAppID), docAppID); err != nil || !bytes.Equal(got, message) {
+			t.Errorf("a sealed %q opens to %q, %v", message, got, err)
+		}
+		if got, err := key.open(encrypt, docAppID); err == nil && encrypt != docEncrypt {
+			t.Logf("opens to %q", got) // base64 has several spellings
+		} else if err != nil && err != errSealed {
+			t.Errorf("open = %v, want errSealed", err)
+		}
+	})
+}

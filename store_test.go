@@ -1,0 +1,275 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// must fails the test if err is set.
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *store) status(secret string) status {
+	return s.wait(context.Background(), digest(secret), 0).status
+}
+
+func TestDigest(t *testing.T) {
+	// printf secret | sha256sum | cut -c 1-32
+	const want = "2bb80d537b1da3e38bd30361aa855686"
+	if got := digest("secret"); got != want {
+		t.Errorf("digest = %q, want %q", got, want)
+	}
+}
+
+func TestTicketExpiresToTheNanosecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(5*time.Minute, 10)
+		must(t, s.begin("t", flowScan, ""))
+		time.Sleep(5*time.Minute - 1)
+		if got := s.status("t"); got != statusPending {
+			t.Errorf("1 ns before its end the ticket is %q", got)
+		}
+		time.Sleep(time.Nanosecond)
+		if got := s.status("t"); got != statusExpired {
+			t.Errorf("at its end the ticket is %q", got)
+		}
+		if s.complete(digest("t"), flowScan, login{openID: "late"}) {
+			t.Error("an expired ticket logs in")
+		}
+		synctest.Wait()
+		if _, held := s.tickets.Load(digest("t")); held || s.live != 0 {
+			t.Errorf("the expired ticket is kept; %d live", s.live)
+		}
+	})
+}
+
+func TestResultStaysReadableThenGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(time.Minute, 10)
+		must(t, s.begin("t", flowScan, ""))
+		time.Sleep(59 * time.Second)
+		if !s.complete(digest("t"), flowScan, login{openID: "alice"}) {
+			t.Fatal("a live ticket does not log in")
+		}
+		time.Sleep(resultTTL - 1) // beyond the end of the wait
+		for range 2 {
+			if st := s.wait(t.Context(), digest("t"), 0); st.status != statusDone || st.login.openID != "alice" {
+				t.Errorf("the result is %+v", st)
+			}
+		}
+		time.Sleep(time.Nanosecond)
+		if got := s.status("t"); got != statusExpired {
+			t.Errorf("after its time the result is %q", got)
+		}
+		if s.complete(digest("t"), flowScan, login{openID: "mallory"}) {
+			t.Error("a replay revives the ticket")
+		}
+		synctest.Wait()
+		if s.live != 0 || len(s.waiting) != 0 || len(s.results) != 0 {
+			t.Errorf("kept: %d live, %d waiting, %d results", s.live, len(s.waiting), len(s.results))
+		}
+	})
+}
+
+func TestSweepForgetsEachTicketAtItsOwnTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(10*time.Second, 100)
+		for i := range 10 { // tickets 0, 3, 6, 9 are done 5 s after they begin
+			must(t, s.begin(strconv.Itoa(i), flowScan, ""))
+			if i%3 == 0 {
+				time.AfterFunc(5*time.Second, func() { s.complete(digest(strconv.Itoa(i)), flowScan, login{openID: "o"}) })
+			}
+			time.Sleep(time.Second)
+		}
+		for second := 10; second < 90; second++ {
+			synctest.Wait()
+			live := 0
+			for i := range 10 {
+				if end := i + 10; i%3 == 0 && second < i+5+60 || i%3 != 0 && second < end {
+					live++
+				}
+			}
+			held := 0
+			s.tickets.Range(func(any, any) bool { held++; return true })
+			if s.live != live || held != live {
+				t.Fatalf("after %d s: %d counted and %d held, want %d", second, s.live, held, live)
+			}
+			time.Sleep(time.Second)
+		}
+	})
+}
+
+func TestFirstScanWinsForGood(t *testing.T) {
+	s := newStore(time.Minute, 10)
+	must(t, s.begin("t", flowScan, ""))
+	var wins atomic.Int32
+	var winner atomic.Value
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			if openID := strconv.Itoa(i); s.complete(digest("t"), flowScan, login{openID: openID}) {
+				wins.Add(1)
+				winner.Store(openID)
+			}
+		})
+	}
+	wg.Wait()
+	st := s.wait(t.Context(), digest("t"), 0)
+	if wins.Load() != 1 || st.login.openID != winner.Load() {
+		t.Errorf("%d wins; %v won, %q is logged in", wins.Load(), winner.Load(), st.login.openID)
+	}
+}
+
+func TestTicketBelongsToItsFlow(t *testing.T) {
+	s := newStore(time.Minute, 10)
+	must(t, s.begin("a", flowScan, ""))
+	must(t, s.begin("b", flowAuth, ""))
+	if s.complete(digest("a"), flowAuth, login{openID: "o"}) || s.complete(digest("b"), flowScan, login{openID: "o"}) {
+		t.Error("a ticket is completed through the other flow")
+	}
+	if s.complete(digest("never issued"), flowScan, login{openID: "o"}) || s.complete("", flowScan, login{openID: "o"}) {
+		t.Error("a ticket that was never issued is completed")
+	}
+}
+
+func TestTicketIsIssuedOnce(t *testing.T) {
+	s := newStore(time.Minute, 10)
+	must(t, s.begin("t", flowScan, ""))
+	if s.begin("t", flowScan, "") == nil {
+		t.Error("one ticket is given to two browsers")
+	}
+}
+
+func TestCapFreesExactlyAtExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(time.Minute, 2)
+		must(t, s.begin("1", flowScan, ""))
+		time.Sleep(time.Second)
+		must(t, s.begin("2", flowScan, ""))
+		if err := s.begin("3", flowScan, ""); !errors.Is(err, errTooManyTickets) || !s.full() {
+			t.Errorf("over the cap: %v", err)
+		}
+		time.Sleep(59 * time.Second)
+		synctest.Wait()
+		must(t, s.begin("3", flowScan, ""))
+		if err := s.begin("4", flowScan, ""); !errors.Is(err, errTooManyTickets) {
+			t.Errorf("over the cap again: %v", err)
+		}
+	})
+}
+
+func TestAllWaitersWakeAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(time.Minute, 10)
+		must(t, s.begin("t", flowScan, ""))
+		start := time.Now()
+		var told atomic.Int32
+		for range 100 {
+			go func() {
+				if st := s.wait(t.Context(), digest("t"), 25*time.Second); st.login.openID == "alice" && time.Since(start) == 3*time.Second {
+					told.Add(1)
+				}
+			}()
+		}
+		time.Sleep(3 * time.Second)
+		s.complete(digest("t"), flowScan, login{openID: "alice"})
+		synctest.Wait()
+		if told.Load() != 100 {
+			t.Errorf("%d of 100 waiters learned of the login at once", told.Load())
+		}
+	})
+}
+
+func TestWaitEnds(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		ttl, wait time.Duration
+		cancel    time.Duration
+		took      time.Duration
+		want      status
+	}{
+		{"when its time is over", time.Minute, 25 * time.Second, time.Hour, 25 * time.Second, statusPending},
+		{"when the ticket expires", 10 * time.Second, 25 * time.Second, time.Hour, 10 * time.Second, statusExpired},
+		{"when the context ends", time.Minute, 25 * time.Second, time.Second, time.Second, statusPending},
+		{"at once without a wait", time.Minute, 0, time.Hour, 0, statusPending},
+		{"at once with a negative wait", time.Minute, -1, time.Hour, 0, statusPending},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newStore(test.ttl, 10)
+				must(t, s.begin("t", flowScan, ""))
+				ctx, cancel := context.WithTimeout(t.Context(), test.cancel)
+				defer cancel()
+				start := time.Now()
+				got := s.wait(ctx, digest("t"), test.wait).status
+				if took := time.Since(start); got != test.want || took != test.took {
+					t.Errorf("%q after %v, want %q after %v", got, took, test.want, test.took)
+				}
+			})
+		})
+	}
+}
+
+func TestRedeem(t *testing.T) {
+	failure := errors.New("WeChat is down")
+	s := newStore(time.Minute, 10)
+	must(t, s.begin("t", flowAuth, ""))
+	ticket, _ := s.find(digest("t"))
+	var exchanges atomic.Int32
+	try := func(code string, err error) error {
+		return s.redeem(ticket, code, func() (login, error) {
+			exchanges.Add(1)
+			return login{openID: "of " + code}, err
+		})
+	}
+	if err := try("bad", failure); err != failure {
+		t.Errorf("a failed exchange: %v", err)
+	}
+	if err := try("bad", nil); err != failure || exchanges.Load() != 1 {
+		t.Errorf("the same code again: %v, %d exchanges", err, exchanges.Load())
+	}
+	var wg sync.WaitGroup
+	for range 5 { // opened twice, and more
+		wg.Go(func() {
+			if err := try("good", nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if exchanges.Load() != 2 {
+		t.Errorf("%d exchanges, want 2", exchanges.Load())
+	}
+	if err := try("other", nil); err != errCodeUsed || exchanges.Load() != 2 {
+		t.Errorf("another person's code: %v, %d exchanges", err, exchanges.Load())
+	}
+	if st := ticket.state(); st.login.openID != "of good" {
+		t.Errorf("logged in: %+v", st)
+	}
+}
+
+func TestRedeemTriesFewCodes(t *testing.T) {
+	s := newStore(time.Minute, 10)
+	must(t, s.begin("t", flowAuth, ""))
+	ticket, _ := s.find(digest("t"))
+	exchanges := 0
+	for i := range 100 {
+		s.redeem(ticket, strconv.Itoa(i), func() (login, error) {
+			exchanges++
+			return login{}, errors.New("no such code")
+		})
+	}
+	if exchanges != maxCodes || len(ticket.outcomes) != maxCodes {
+		t.Errorf("%d made-up codes were exchanged and %d kept, want %d", exchanges, len(ticket.outcomes), maxCodes)
+	}
+}
