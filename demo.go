@@ -26,15 +26,15 @@ import (
 // the phone of whoever one likes to be. It holds to WeChat's rules, so that our
 // mistakes show.
 type demo struct {
+	*http.ServeMux
 	config config
 	says   func(ticket string) (text string, ok bool) // what a camera reads off a ticket's QR code
 	client *http.Client                               // for pushes and callbacks
 
-	mu     sync.Mutex       // guards the fields below
-	grants map[string]grant // by what was issued
-	prune  int              // how many grants to have before expired ones are dropped
-	stable string           // the last stable access token
-	plain  string           // the last plain one
+	mu     sync.Mutex    // guards the fields below
+	grants memory[grant] // by what was issued
+	stable string        // the last stable access token
+	plain  string        // the last plain one
 }
 
 // A grant is something that the simulator has issued, and remembers.
@@ -51,11 +51,10 @@ type grant struct {
 const maxGrants = 300_000
 
 // newDemo returns the simulator of the account that config is of.
-func newDemo(config config, client *http.Client, says func(string) (string, bool)) http.Handler {
-	d := &demo{config: config, says: says, client: client, grants: make(map[string]grant)}
-	mux := http.NewServeMux()
+func newDemo(config config, client *http.Client, says func(string) (string, bool)) *demo {
+	d := &demo{config: config, says: says, client: client, grants: newMemory[grant](maxGrants), ServeMux: http.NewServeMux()}
 	api := func(pattern string, h func(*http.Request) (object, *apiError)) {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		d.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			v, refused := h(r)
@@ -71,31 +70,31 @@ func newDemo(config config, client *http.Client, says func(string) (string, bool
 	api("POST /demo/cgi-bin/qrcode/create", d.createQRLocked)
 	api("GET /demo/sns/oauth2/access_token", d.exchangeCodeLocked)
 	api("GET /demo/sns/userinfo", d.userInfoLocked)
-	mux.HandleFunc("GET /demo/cgi-bin/showqrcode", d.showQR)
-	mux.HandleFunc("GET /demo/avatar.svg", d.avatar)
-	mux.HandleFunc("/demo/q/{id}", d.phone)
-	mux.HandleFunc("/demo/connect/oauth2/authorize", d.phone)
-	mux.HandleFunc("POST /demo/scan", d.scan)
-	return mux
+	d.HandleFunc("GET /demo/cgi-bin/showqrcode", d.showQR)
+	d.HandleFunc("GET /demo/avatar.svg", d.avatar)
+	d.HandleFunc("/demo/q/{id}", d.phone)
+	d.HandleFunc("/demo/connect/oauth2/authorize", d.phone)
+	d.HandleFunc("POST /demo/scan", d.scan)
+	return d
 }
 
-// issueLocked remembers a grant for the given time, and returns its name. Over
-// maxGrants it forgets it at once.
+// issueLocked remembers a grant for the given time, and returns its name.
 func (d *demo) issueLocked(name string, life time.Duration, g grant) string {
-	now := time.Now()
-	if len(d.grants) >= d.prune {
-		for name, g := range d.grants {
-			if now.After(g.expires) {
-				delete(d.grants, name)
-			}
-		}
-		d.prune = max(1000, 2*len(d.grants))
-	}
-	g.expires = now.Add(life)
-	if len(d.grants) < maxGrants {
-		d.grants[name] = g
-	}
+	g.expires = time.Now().Add(life)
+	d.grants.put(name, g, life+10*time.Minute) // so that expired can be told from unknown
 	return name
+}
+
+// granted returns a grant, which may have expired; without one its kind is "".
+func (d *demo) granted(name string) grant {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.grantedLocked(name)
+}
+
+func (d *demo) grantedLocked(name string) grant {
+	g, _ := d.grants.get(name)
+	return g
 }
 
 func refuse(code int, message string) (object, *apiError) {
@@ -120,10 +119,10 @@ func (d *demo) stableTokenLocked(r *http.Request) (object, *apiError) {
 	if refused := d.stranger(ask.AppID, ask.Secret); refused != nil {
 		return nil, refused
 	}
-	if ask.ForceRefresh || time.Until(d.grants[d.stable].expires) < 5*time.Minute {
+	if ask.ForceRefresh || time.Until(d.grantedLocked(d.stable).expires) < 5*time.Minute {
 		d.stable = d.newTokenLocked()
 	}
-	return object{"access_token": d.stable, "expires_in": int(time.Until(d.grants[d.stable].expires).Seconds())}, nil
+	return object{"access_token": d.stable, "expires_in": int(time.Until(d.grantedLocked(d.stable).expires).Seconds())}, nil
 }
 
 // plainTokenLocked gives a new token, and the former one 5 minutes to live.
@@ -131,7 +130,7 @@ func (d *demo) plainTokenLocked(r *http.Request) (object, *apiError) {
 	if refused := d.stranger(r.FormValue("appid"), r.FormValue("secret")); refused != nil {
 		return nil, refused
 	}
-	if former, ok := d.grants[d.plain]; ok && time.Until(former.expires) > 5*time.Minute {
+	if former := d.grantedLocked(d.plain); time.Until(former.expires) > 5*time.Minute {
 		d.issueLocked(d.plain, 5*time.Minute, former)
 	}
 	d.plain = d.newTokenLocked()
@@ -159,7 +158,7 @@ func (d *demo) createQRLocked(r *http.Request) (object, *apiError) {
 			} `json:"scene"`
 		} `json:"action_info"`
 	}
-	token := d.grants[r.URL.Query().Get("access_token")]
+	token := d.grantedLocked(r.URL.Query().Get("access_token"))
 	err := json.NewDecoder(r.Body).Decode(&ask)
 	scene := ask.ActionInfo.Scene.SceneStr
 	length := utf8.RuneCountInString(scene)
@@ -185,7 +184,7 @@ func (d *demo) exchangeCodeLocked(r *http.Request) (object, *apiError) {
 	if refused := d.stranger(r.FormValue("appid"), r.FormValue("secret")); refused != nil {
 		return nil, refused
 	}
-	code := d.grants[r.FormValue("code")]
+	code := d.grantedLocked(r.FormValue("code"))
 	switch {
 	case code.kind != "code":
 		return refuse(40029, "invalid code")
@@ -195,7 +194,7 @@ func (d *demo) exchangeCodeLocked(r *http.Request) (object, *apiError) {
 		return refuse(42003, "oauth_code expired")
 	}
 	code.used = true
-	d.grants[r.FormValue("code")] = code
+	d.grants.put(r.FormValue("code"), code, 10*time.Minute)
 	token := d.issueLocked(rand.Text(), 2*time.Hour, grant{kind: "user", of: code.of, scope: code.scope})
 	v := object{"access_token": token, "expires_in": 7200, "refresh_token": rand.Text(), "openid": code.of, "scope": code.scope}
 	if code.virtual {
@@ -205,7 +204,7 @@ func (d *demo) exchangeCodeLocked(r *http.Request) (object, *apiError) {
 }
 
 func (d *demo) userInfoLocked(r *http.Request) (object, *apiError) {
-	user := d.grants[r.FormValue("access_token")]
+	user := d.grantedLocked(r.FormValue("access_token"))
 	switch {
 	case user.kind != "user", time.Now().After(user.expires):
 		return refuse(40001, "invalid credential")
@@ -225,9 +224,7 @@ func (d *demo) avatar(w http.ResponseWriter, r *http.Request) {
 }
 
 func (d *demo) showQR(w http.ResponseWriter, r *http.Request) {
-	d.mu.Lock()
-	ticket := d.grants[r.FormValue("ticket")]
-	d.mu.Unlock()
+	ticket := d.granted(r.FormValue("ticket"))
 	picture, err := qrPNG(ticket.of)
 	if ticket.kind != "ticket" || err != nil {
 		http.NotFound(w, r)
@@ -240,7 +237,7 @@ func (d *demo) showQR(w http.ResponseWriter, r *http.Request) {
 // came of pressing one.
 var phonePage = template.Must(template.New("phone").Parse(`<!doctype html><html lang="zh-CN"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>模拟手机 Simulated phone</title>
-<link rel="stylesheet" href="/static/wxscan.css"><body class="phone"><main><h1>模拟手机 Simulated phone</h1>
+<link rel="icon" href="/static/icon.svg"><link rel="stylesheet" href="/static/wxscan.css"><body class="phone"><main><h1>模拟手机 Simulated phone</h1>
 {{with .Shown}}<p class="bubble">{{.}}</p>{{else}}<form method="post">
 <label>您是谁？ Who are you? <input name="openid" value="alice" maxlength="64" required></label>
 {{if .Auth}}<button name="event" value="allow">允许 Allow</button>
@@ -297,9 +294,7 @@ func (d *demo) act(ctx context.Context, link, openID, event string) (shown, back
 	path := strings.TrimPrefix(link, d.config.publicURL+"/demo")
 	auth := authorizePage.FindStringSubmatch(path)
 	id, isQR := strings.CutPrefix(path, "/q/")
-	d.mu.Lock()
-	qr := d.grants[id]
-	d.mu.Unlock()
+	qr := d.granted(id)
 	switch {
 	case isQR && (qr.kind != "qr" || time.Now().After(qr.expires)):
 		return "", "", errors.New("二维码已过期 This QR code has expired")

@@ -46,12 +46,16 @@ type server struct {
 	log     *slog.Logger
 	tickets *store
 	wechat  *wechat
+	pushes  *pushGuard
+	askers  *limiter     // who asks for QR codes, by client
+	talk    *limiter     // log lines that strangers can cause, by kind
 	demo    http.Handler // the simulator, or nil
 }
 
 func newServer(config config, log *slog.Logger) *server {
 	return &server{config: config, log: log, tickets: newStore(config.ttl, config.maxTickets),
-		wechat: &wechat{config: config, client: newHTTPClient(), log: log}}
+		wechat: &wechat{config: config, client: newHTTPClient(), log: log},
+		pushes: newPushGuard(config.maxSkew), askers: newLimiter(config.qrRate), talk: newLimiter(60)}
 }
 
 // routes is the whole URL surface.
@@ -68,8 +72,8 @@ func (s *server) routes() http.Handler {
 	handle("GET /wechat/message/{$}", s.verifyURL)
 	handle("POST /wechat/message", s.receive)
 	handle("POST /wechat/message/{$}", s.receive)
-	handle("GET /wechat/getloginqr", s.beginScan)
-	handle("GET /wechat/getauthqr", s.beginAuth)
+	handle("GET /wechat/getloginqr", s.limited(s.beginScan))
+	handle("GET /wechat/getauthqr", s.limited(s.beginAuth))
 	handle("GET /wechat/qr.png", s.draw("image/png", qrPNG))
 	handle("GET /wechat/qr.txt", s.draw(plainText, qrText))
 	handle("GET /wechat/checklogin", s.poll)
@@ -97,6 +101,23 @@ func secure(h http.Handler) http.Handler {
 	})
 }
 
+// A rateLimited error tells how long a client must wait.
+type rateLimited time.Duration
+
+func (e rateLimited) Error() string { return "too many requests" }
+
+// limited lets no client through to h too often.
+func (s *server) limited(h func(http.ResponseWriter, *http.Request) error) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if key, ok := client(r, s.config.trusted); ok {
+			if wait := s.askers.pass(key); wait > 0 {
+				return rateLimited(wait)
+			}
+		}
+		return h(w, r)
+	}
+}
+
 // verifyURL answers WeChat's check of the interface URL (验证消息的确来自微信服务器).
 func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
@@ -114,7 +135,7 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if !push.scan() || !s.tickets.complete(digest(push.Ticket), flowScan, login{openID: push.FromUserName}) {
+	if push == nil || !push.scan() || !s.tickets.complete(digest(push.Ticket), flowScan, login{openID: push.FromUserName}) {
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
 	now := time.Now()
@@ -135,14 +156,15 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 	return write(w, http.StatusOK, "text/xml; charset=utf-8", reply)
 }
 
-// readPush returns the event of a push that is really from WeChat, else
-// errSignature, errTooLarge or errPush. Our settings decide whether it must be
-// sealed, never the request; of a sealed push, only the sealed part counts.
+// readPush returns the event of a push that is really from WeChat, or nil if
+// the same push came before; else errSignature, errTooLarge or errPush. Our
+// settings decide whether it must be sealed, never the request; of a sealed
+// push, only the sealed part counts.
 func (s *server) readPush(r *http.Request) (*event, error) {
 	query := r.URL.Query()
 	signed := []string{s.config.token, query.Get("timestamp"), query.Get("nonce")}
-	key := s.config.aesKey
-	if key == nil && !verify(query.Get("signature"), signed...) {
+	sign, key := query.Get("signature"), s.config.aesKey
+	if key == nil && !verify(sign, signed...) {
 		return nil, errSignature
 	}
 	body, err := io.ReadAll(r.Body)
@@ -154,16 +176,26 @@ func (s *server) readPush(r *http.Request) (*event, error) {
 	}
 	if key != nil {
 		var envelope event
-		if decodeXML(body, &envelope) != nil || !verify(query.Get("msg_signature"), append(signed, envelope.Encrypt)...) {
+		sign = query.Get("msg_signature")
+		if decodeXML(body, &envelope) != nil || !verify(sign, append(signed, envelope.Encrypt)...) {
 			return nil, errSignature
 		}
 		if body, err = key.open(envelope.Encrypt, s.config.appID); err != nil {
 			return nil, fmt.Errorf("%w: %w", errSignature, err)
 		}
 	}
+	if seconds, err := strconv.ParseInt(query.Get("timestamp"), 10, 64); err != nil || !s.pushes.fresh(seconds) {
+		return nil, fmt.Errorf("%w: its time is too far from ours: a replay, or clock skew? (PUSH_MAX_SKEW is %v)", errSignature, s.config.maxSkew)
+	}
 	push := new(event)
 	if err := decodeXML(body, push); err != nil {
 		return nil, fmt.Errorf("%w: %w", errPush, err)
+	}
+	switch first, forged := s.pushes.admit(sign, body); {
+	case forged:
+		return nil, fmt.Errorf("%w: it came before, with another body", errSignature)
+	case !first:
+		return nil, nil
 	}
 	return push, nil
 }
@@ -245,7 +277,7 @@ func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
 	seconds, _ := strconv.Atoi(query.Get("wait"))
 	wait := min(max(time.Duration(seconds), 0), maxWait/time.Second) * time.Second
-	if wait > 0 {
+	if wait > 0 && r.ContentLength == 0 {
 		// The server's ReadTimeout would end the request's context meanwhile.
 		http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait + readTimeout))
 	}
@@ -283,7 +315,7 @@ func (s *server) redeem(r *http.Request) (reason string) {
 	}
 	err := s.tickets.redeem(t, code, func() (login, error) {
 		who, err := s.wechat.exchangeCode(r.Context(), code)
-		if err != nil {
+		if err != nil && s.talk.pass("callback") == 0 {
 			s.log.Warn("no login by web authorization", "err", err, "hint", hint(err))
 		}
 		return who, err
@@ -350,13 +382,18 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if refused, ok := errors.AsType[*apiError](err); ok {
 		answer.ErrCode = refused.code
 	}
-	if errors.Is(err, errTooManyTickets) {
+	if wait, ok := errors.AsType[rateLimited](err); ok {
+		status, answer.Error, answer.Message = http.StatusTooManyRequests, "rate_limited", "too many QR codes in a minute; try again shortly"
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(time.Duration(wait).Seconds()))))
+	} else if errors.Is(err, errTooManyTickets) {
 		w.Header().Set("Retry-After", "10")
 	}
 	if status == http.StatusNotFound {
 		level = slog.LevelDebug
 	}
-	s.log.Log(r.Context(), level, "request failed", "route", r.Pattern, "status", status, "err", err, "hint", hint(err))
+	if s.talk.pass(answer.Error) == 0 {
+		s.log.Log(r.Context(), level, "request failed", "route", r.Pattern, "status", status, "err", err, "hint", hint(err))
+	}
 	writeJSON(w, status, answer)
 }
 

@@ -3,15 +3,18 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"encoding/xml"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +22,9 @@ import (
 	"testing/synctest"
 	"time"
 )
+
+// Not those of -demo, so that they can be told from mere words.
+const testSecret, testToken = "appsecretAPPSECRET", "tokenTOKENtoken"
 
 // A world is a server and the simulated WeChat that it talks to, without
 // sockets, so that it can live in a synctest bubble.
@@ -31,6 +37,9 @@ type world struct {
 
 	mu    sync.Mutex
 	calls map[string]int // calls of WeChat's API, by path
+
+	answers, begun *syncBuffer // what was answered, and that to getloginqr and getauthqr
+	issued         []string    // the tickets of flow B
 }
 
 // syncBuffer is a log that may be written and read at once.
@@ -63,14 +72,19 @@ func newWorld(t testing.TB, settings ...string) *world {
 		}
 		return ""
 	}
+	if !slices.ContainsFunc(settings, func(s string) bool { return strings.HasPrefix(s, "WECHAT_TOKEN=") }) {
+		settings = append(settings, "WECHAT_TOKEN="+testToken)
+	}
 	config, err := parseConfig([]string{"-demo"}, getenv, io.Discard)
 	must(t, err)
 	config.simulate(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80})
-	w := &world{logged: new(syncBuffer), calls: make(map[string]int)}
+	w := &world{logged: new(syncBuffer), answers: new(syncBuffer), begun: new(syncBuffer), calls: make(map[string]int)}
+	config.appSecret = testSecret
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(w.logged, t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w.server = newServer(config, log)
 	w.wechat.client.Transport = w
 	simulator := newDemo(config, w.wechat.client, w.says)
+	t.Cleanup(func() { w.checkLeaks(t, simulator) })
 	w.demo = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		path := strings.TrimPrefix(r.URL.Path, "/demo")
 		w.mu.Lock()
@@ -82,8 +96,56 @@ func newWorld(t testing.TB, settings ...string) *world {
 			simulator.ServeHTTP(rw, r)
 		}
 	})
-	w.handler = w.routes()
+	w.handler = w.record(w.routes())
 	return w
+}
+
+// record keeps what h answers, besides the simulator's answers.
+func (w *world) record(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/demo/") {
+			h.ServeHTTP(rw, r)
+			return
+		}
+		out := httptest.NewRecorder()
+		h.ServeHTTP(out, r)
+		maps.Copy(rw.Header(), out.Header())
+		rw.WriteHeader(out.Code)
+		rw.Write(out.Body.Bytes())
+		kept := w.answers
+		if strings.HasSuffix(r.URL.Path, "qr") {
+			kept = w.begun // the one place where tickets are told
+		}
+		fmt.Fprintln(kept, out.Header(), out.Body)
+	})
+}
+
+// checkLeaks fails the test if a secret of this world is in its log, or in an
+// answer where it has no business.
+func (w *world) checkLeaks(t testing.TB, simulator *demo) {
+	everywhere := []string{w.config.appSecret, w.config.token, docKey}
+	tickets := w.issued
+	simulator.mu.Lock()
+	defer simulator.mu.Unlock()
+	for name, g := range simulator.grants.entries {
+		switch g.value.kind {
+		case "token", "user", "code":
+			everywhere = append(everywhere, name)
+		case "ticket":
+			tickets = append(tickets, name)
+		}
+	}
+	logged, answers, begun := w.logged.String(), w.answers.String(), w.begun.String()
+	for _, secret := range everywhere {
+		if strings.Contains(logged+answers+begun, secret) || strings.Contains(logged+answers+begun, url.QueryEscape(secret)) {
+			t.Errorf("the secret %q is in the log or in an answer", secret)
+		}
+	}
+	for _, ticket := range tickets {
+		if strings.Contains(logged+answers, ticket) || strings.Contains(logged+answers, url.QueryEscape(ticket)) {
+			t.Errorf("the ticket %q is in the log or in an answer", ticket)
+		}
+	}
 }
 
 func (w *world) setFault(fault func(http.ResponseWriter, *http.Request) bool) {
@@ -132,6 +194,7 @@ func (w *world) begin(t testing.TB, what string) (qr qrAnswer) {
 	if err := json.Unmarshal(out.Body.Bytes(), &qr); err != nil || out.Code != 200 || qr.Ticket == "" {
 		t.Fatalf("%s: %d %s", what, out.Code, out.Body)
 	}
+	w.issued = append(w.issued, qr.Ticket)
 	return qr
 }
 
@@ -153,8 +216,12 @@ func (w *world) scan(ticket, openID, event string) (int, string) {
 
 // signed returns a signed query for /wechat/message.
 func (w *world) signed() string {
-	timestamp := strconv.FormatInt(time.Now().Unix(), 10)
-	return url.Values{"timestamp": {timestamp}, "nonce": {"n"}, "signature": {signature(w.config.token, timestamp, "n")}}.Encode()
+	return w.signedAt(time.Now())
+}
+
+func (w *world) signedAt(at time.Time) string {
+	timestamp, nonce := strconv.FormatInt(at.Unix(), 10), rand.Text()
+	return url.Values{"timestamp": {timestamp}, "nonce": {nonce}, "signature": {signature(w.config.token, timestamp, nonce)}}.Encode()
 }
 
 func pushXML(openID, eventName, key, ticket string) string {
@@ -164,7 +231,7 @@ func pushXML(openID, eventName, key, ticket string) string {
 func TestRoutes(t *testing.T) {
 	w := newWorld(t)
 	good := w.signed()
-	bad := strings.Replace(good, "nonce=n", "nonce=m", 1)
+	bad := strings.Replace(good, "nonce=", "nonce=x", 1)
 	huge := "<xml>" + strings.Repeat(" ", maxBody) + "</xml>"
 	scan := w.begin(t, "getloginqr")
 	ticket := url.QueryEscape(scan.Ticket)
@@ -492,7 +559,7 @@ func TestSafeModeIsOursToDecide(t *testing.T) {
 	} {
 		out := w.do("POST", "/wechat/message?"+push[0], push[1])
 		if out.Code != 403 {
-			t.Errorf("%s: %d", name, out.Code)
+			t.Errorf("%s: %d %s", name, out.Code, out.Body)
 		}
 		answers = append(answers, out.Body.String())
 	}
@@ -564,4 +631,201 @@ func newLocalServer(t testing.TB, h http.Handler) string {
 	server := httptest.NewServer(h)
 	t.Cleanup(server.Close)
 	return server.URL
+}
+
+func TestPushIsFreshWithinTheSkew(t *testing.T) {
+	for _, test := range []struct {
+		setting string
+		off     time.Duration
+		status  int
+	}{
+		{"", 10*time.Minute - time.Second, 200}, {"", -10 * time.Minute, 200}, {"", 11 * time.Minute, 403}, {"", -11 * time.Minute, 403},
+		{"1m", 61 * time.Second, 403}, {"0", 1000 * time.Hour, 200}, {"0", -1000 * time.Hour, 200},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, "PUSH_MAX_SKEW="+test.setting)
+			qr := w.begin(t, "getloginqr")
+			out := w.do("POST", "/wechat/message?"+w.signedAt(time.Now().Add(-test.off)), pushXML("alice", "SCAN", "s", qr.Ticket))
+			if out.Code != test.status || w.check(t, qr.Ticket, "").Login != (test.status == 200) {
+				t.Errorf("%v off, PUSH_MAX_SKEW %q: %d, want %d", test.off, test.setting, out.Code, test.status)
+			}
+			if test.status == 403 && !strings.Contains(w.logged.String(), "clock skew") {
+				t.Error("the log has no word of clock skew")
+			}
+		})
+	}
+	w := newWorld(t)
+	for _, timestamp := range []string{"", "x", "9223372036854775807", "-9223372036854775808", "99999999999999999999"} {
+		query := url.Values{"timestamp": {timestamp}, "nonce": {"n"}, "signature": {signature(w.config.token, timestamp, "n")}}
+		if out := w.do("POST", "/wechat/message?"+query.Encode(), "<xml/>"); out.Code != 403 {
+			t.Errorf("timestamp %q: %d", timestamp, out.Code)
+		}
+	}
+}
+
+func TestOneSignatureCarriesOneBody(t *testing.T) {
+	w := newWorld(t)
+	first, second := w.begin(t, "getloginqr"), w.begin(t, "getloginqr")
+	query := w.signed()
+	push := pushXML("alice", "SCAN", "s", first.Ticket)
+	if out := w.do("POST", "/wechat/message?"+query, push); out.Code != 200 || !strings.Contains(out.Body.String(), "您已登录") {
+		t.Fatalf("%d %s", out.Code, out.Body)
+	}
+	if out := w.do("POST", "/wechat/message?"+query, push); out.Code != 200 || out.Body.String() != "success" {
+		t.Errorf("a retry: %d %s, want success", out.Code, out.Body)
+	}
+	if out := w.do("POST", "/wechat/message?"+query, pushXML("mallory", "SCAN", "s", second.Ticket)); out.Code != 403 {
+		t.Errorf("another body: %d %s", out.Code, out.Body)
+	}
+	if got := w.check(t, second.Ticket, ""); got.Login {
+		t.Errorf("a captured signature logs in %+v", got)
+	}
+}
+
+func TestRetryHasNoEffectOnALaterTicket(t *testing.T) {
+	// The push comes before its ticket is known, as nobody's, and again after.
+	w := newWorld(t)
+	query, push := w.signed(), pushXML("mallory", "SCAN", "s", "known-later")
+	w.do("POST", "/wechat/message?"+query, push)
+	must(t, w.tickets.begin("known-later", flowScan, "x"))
+	if out := w.do("POST", "/wechat/message?"+query, push); out.Body.String() != "success" || w.check(t, "known-later", "").Login {
+		t.Errorf("a replay logs in: %s", out.Body)
+	}
+}
+
+func TestOneClientGetsFewQRCodesAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		ask := func(path, peer string, forwarded ...string) *httptest.ResponseRecorder {
+			r := httptest.NewRequest("GET", path, nil)
+			r.RemoteAddr = peer
+			r.Header["X-Forwarded-For"] = forwarded
+			out := httptest.NewRecorder()
+			w.handler.ServeHTTP(out, r)
+			return out
+		}
+		for i := range 60 {
+			path := []string{"/wechat/getauthqr", "/wechat/getloginqr"}[i%2]
+			if out := ask(path, "203.0.113.7:1", "10.0.0.1"); out.Code != 200 {
+				t.Fatalf("request %d: %d", i, out.Code)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		out := ask("/wechat/getauthqr", "203.0.113.7:2", "10.0.0.99")
+		if out.Code != 429 || out.Header().Get("Retry-After") != "54" || !strings.Contains(out.Body.String(), "rate_limited") {
+			t.Errorf("%d, Retry-After %q, %s", out.Code, out.Header().Get("Retry-After"), out.Body)
+		}
+		if out := ask("/wechat/getauthqr", "203.0.113.8:1"); out.Code != 200 {
+			t.Errorf("another client: %d", out.Code)
+		}
+		if out := ask("/wechat/getauthqr", "127.0.0.1:1"); out.Code != 200 {
+			t.Errorf("loopback: %d", out.Code)
+		}
+		if out := ask("/wechat/getauthqr", "127.0.0.1:1", "10.0.0.1, 203.0.113.7"); out.Code != 429 {
+			t.Errorf("the same client through nginx: %d", out.Code)
+		}
+		time.Sleep(54 * time.Second)
+		if out := ask("/wechat/getauthqr", "203.0.113.7:1"); out.Code != 200 {
+			t.Errorf("after Retry-After: %d", out.Code)
+		}
+	})
+}
+
+func TestStrangersCannotFillTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		for range 10_000 {
+			w.do("POST", "/wechat/message?signature=x", "")
+		}
+		if lines := strings.Count(w.logged.String(), "\n"); lines > 61 {
+			t.Errorf("10,000 bad pushes make %d lines", lines)
+		}
+		time.Sleep(time.Minute)
+		before := len(w.logged.String())
+		w.do("POST", "/wechat/message?signature=x", "")
+		if len(w.logged.String()) == before {
+			t.Error("the log stays silent for ever")
+		}
+	})
+}
+
+// The worst that can stand in an openid or a nickname.
+const nasty = "<script>alert(1)</script>\"'%s%00\r\nlevel=ERROR msg=forged\u2028\u202e]]>&amp;\t"
+
+func TestNastyNamesAreData(t *testing.T) {
+	w := newWorld(t, "WECHAT_SCOPE=snsapi_userinfo")
+	w.setFault(func(rw http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/oauth2/access_token"):
+			json.NewEncoder(rw).Encode(object{"openid": nasty + "\x00", "access_token": "t"})
+		case strings.HasSuffix(r.URL.Path, "/userinfo"):
+			json.NewEncoder(rw).Encode(object{"openid": nasty, "nickname": nasty + "\x00", "headimgurl": "javascript:alert(1)"})
+		case strings.HasSuffix(r.URL.Path, "/create"):
+			json.NewEncoder(rw).Encode(object{"errcode": 40097, "errmsg": nasty})
+		default:
+			return false
+		}
+		return true
+	})
+	auth := w.begin(t, "getauthqr")
+	w.scan(auth.Ticket, "x", "")
+	if got := w.check(t, auth.Ticket, ""); got.OpenID != nasty+"\x00" || got.Nickname != nasty+"\x00" {
+		t.Errorf("%+v", got)
+	}
+	raw := w.do("GET", "/wechat/checklogin?ticket="+auth.Ticket, "").Body.String()
+	if strings.ContainsAny(raw, "<>\r\x00\u2028") || strings.Count(raw, "\n") != 1 {
+		t.Errorf("raw in JSON: %q", raw)
+	}
+	w.do("GET", "/wechat/getloginqr", "")
+	w.do("GET", "/wechat/accessusercode?state="+url.QueryEscape(nasty)+"&code="+url.QueryEscape(nasty), "")
+	for line := range strings.Lines(w.logged.String()) {
+		if !strings.HasPrefix(line, "time=") || strings.Contains(line, "\u2028") {
+			t.Errorf("forged log line %q", line)
+		}
+	}
+
+	w.setFault(nil)
+	scan := w.begin(t, "getloginqr")
+	openID := strings.Map(func(r rune) rune { return map[bool]rune{true: ' ', false: r}[r == '\r'] }, nasty) // XML has no CR
+	var escaped bytes.Buffer
+	must(t, xml.EscapeText(&escaped, []byte(openID)))
+	out := w.do("POST", "/wechat/message?"+w.signed(), pushXML(escaped.String(), "SCAN", "s", scan.Ticket))
+	var reply struct {
+		XMLName    xml.Name `xml:"xml"`
+		ToUserName string
+	}
+	if err := xml.Unmarshal(out.Body.Bytes(), &reply); err != nil || reply.ToUserName != openID {
+		t.Errorf("reply to %q, %v, want to %q", reply.ToUserName, err, openID)
+	}
+	if got := w.check(t, scan.Ticket, ""); got.OpenID != openID {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestHostilePushes(t *testing.T) {
+	w := newWorld(t)
+	for name, body := range map[string]string{
+		"entity bomb":     `<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]><xml><Event>&b;</Event></xml>`,
+		"outer entity":    `<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><xml><Event>&a;</Event></xml>`,
+		"depth":           "<xml>" + strings.Repeat("<a>", 16000),
+		"bad UTF-8":       "<xml><Event>\xff\xfe</Event></xml>",
+		"cut off":         "<xml><Event>SCAN</Event><Tick",
+		"GBK":             `<?xml version="1.0" encoding="GBK"?><xml></xml>`,
+		"UTF-16":          "\xff\xfe<\x00x\x00m\x00l\x00/\x00>\x00",
+		"NUL":             "<xml><Event>\x00</Event></xml>",
+		"many attributes": "<xml " + strings.Repeat(`a="b" `, 9000) + ">",
+	} {
+		if out := w.do("POST", "/wechat/message?"+w.signed(), body); out.Code != 400 {
+			t.Errorf("%s: %d %s, want 400", name, out.Code, out.Body)
+		}
+	}
+	for _, target := range []string{
+		"/wechat/checklogin?ticket=" + strings.Repeat("x", 30000), "/wechat/checklogin?" + strings.Repeat("ticket=a&", 3000),
+		"/wechat/accessusercode?state=" + strings.Repeat("x", 30000) + "&code=y", "/wechat/message?" + strings.Repeat("%00", 5000), "/wechat/qr.png?ticket=%ff%fe%00",
+		"/wechat/checklogin?%zz;;&=&ticket=%", "/static/" + strings.Repeat("../", 1000),
+	} {
+		if out := w.do("GET", target, ""); out.Code >= 500 {
+			t.Errorf("%.50s: %d", target, out.Code)
+		}
+	}
 }

@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"regexp"
@@ -119,6 +120,9 @@ type config struct {
 	aesKey                    *aesKey       // nil in plain mode
 	ttl                       time.Duration // whole seconds
 	maxTickets                int
+	maxSkew                   time.Duration  // of a push; 0 is any
+	qrRate                    int            // QR codes a minute for one client; 0 is any
+	trusted                   []netip.Prefix // proxies besides loopback
 	scope                     string
 	apiBase, openBase, mpBase string // no trailing slash
 	demo                      bool
@@ -149,7 +153,7 @@ func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (c
 	}
 	flags := flag.NewFlagSet("wxscan", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	var ttl, maxTickets string
+	var ttl, maxTickets, maxSkew, qrRate, trusted string
 	setting := func(p *string, name, env, byDefault, usage string) {
 		flags.StringVar(p, name, cmp.Or(getenv(env), byDefault), usage+" ("+env+")")
 	}
@@ -158,6 +162,9 @@ func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (c
 	setting(&c.publicURL, "url", "PUBLIC_URL", "", "how phones reach us: `http(s)://host[:port]`")
 	setting(&ttl, "ttl", "TICKET_TTL", "5m", "life of a QR code, a `duration` of 1s to 720h")
 	setting(&maxTickets, "max-tickets", "MAX_TICKETS", "100000", "`number` of live tickets before 503")
+	setting(&maxSkew, "push-max-skew", "PUSH_MAX_SKEW", "10m", "`duration` by which a push may be old or early; 0 does not look")
+	setting(&qrRate, "qr-rate", "QR_RATE", "60", "`number` of QR codes a minute for one client; 0 is no limit")
+	setting(&trusted, "trusted-proxies", "TRUSTED_PROXIES", "", "`CIDRs` of proxies, besides loopback, whose X-Forwarded-For counts")
 	setting(&c.scope, "scope", "WECHAT_SCOPE", "snsapi_base", "`scope` of flow B: snsapi_base, or snsapi_userinfo for nickname and avatar")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -186,10 +193,16 @@ func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (c
 		return ok
 	}
 	aesKey := getenv("WECHAT_AES_KEY")
-	var errs [3]error
+	var errs [6]error
 	c.aesKey, errs[0] = parseAESKey(aesKey)
 	c.ttl, errs[1] = time.ParseDuration(ttl)
 	c.maxTickets, errs[2] = strconv.Atoi(maxTickets)
+	c.maxSkew, errs[3] = time.ParseDuration(maxSkew)
+	c.qrRate, errs[4] = strconv.Atoi(qrRate)
+	for _, cidr := range strings.FieldsFunc(trusted, func(r rune) bool { return r == ',' || r == ' ' }) {
+		prefix, err := netip.ParsePrefix(cidr)
+		c.trusted, errs[5] = append(c.trusted, prefix.Masked()), cmp.Or(errs[5], err)
+	}
 	const (
 		origin  = `https?://([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?`
 		account = "on the account's page, for a test account https://mp.weixin.qq.com/debug/cgi-bin/sandbox?t=sandbox/login"
@@ -207,6 +220,9 @@ func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (c
 		{"PUBLIC_URL (-url)", c.publicURL, matches(origin, c.publicURL) || c.demo && c.publicURL == "", "http(s)://host[:port] without a path, where phones and WeChat reach this server, such as your ngrok address"},
 		{"TICKET_TTL (-ttl)", ttl, errs[1] == nil && c.ttl%time.Second == 0 && c.ttl > 0 && c.ttl <= maxTTL, "a duration such as 5m, whole seconds, from 1s to 720h"},
 		{"MAX_TICKETS (-max-tickets)", maxTickets, errs[2] == nil && c.maxTickets > 0, "a number from 1"},
+		{"PUSH_MAX_SKEW (-push-max-skew)", maxSkew, errs[3] == nil && c.maxSkew >= 0, "a duration such as 10m, or 0"},
+		{"QR_RATE (-qr-rate)", qrRate, errs[4] == nil && c.qrRate >= 0 && c.qrRate <= 1000, "a number from 0 to 1000"},
+		{"TRUSTED_PROXIES (-trusted-proxies)", trusted, errs[5] == nil, "CIDRs such as 10.0.0.0/8,fd00::/8"},
 		{"WECHAT_SCOPE (-scope)", c.scope, matches(`snsapi_(base|userinfo)`, c.scope), "snsapi_base or snsapi_userinfo"},
 		{"WECHAT_API_BASE", c.apiBase, matches(origin+`(/[!-~]*)?`, c.apiBase), base},
 		{"WECHAT_OPEN_BASE", c.openBase, matches(origin+`(/[!-~]*)?`, c.openBase), base},

@@ -1,12 +1,17 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"io"
+	mathrand "math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -14,6 +19,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -293,4 +299,288 @@ func TestShutdownWaitsForRequestsInFlight(t *testing.T) {
 	if got := <-status; got != 200 {
 		t.Errorf("the request in flight ends with %d", got)
 	}
+}
+
+// A pipeListener accepts the connections that dial makes in memory, so that
+// the server's time-outs can be tested in a synctest bubble.
+type pipeListener struct{ conns, closed chan net.Conn }
+
+func (l pipeListener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.conns:
+		return conn, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l pipeListener) Close() error   { close(l.closed); return nil }
+func (l pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+func (l pipeListener) dial() net.Conn {
+	here, there := net.Pipe()
+	l.conns <- there
+	return here
+}
+
+// inMemory serves a world in the current bubble until the test ends.
+func inMemory(t *testing.T, settings ...string) (*world, pipeListener) {
+	w, l := newWorld(t, settings...), pipeListener{make(chan net.Conn), make(chan net.Conn)}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- serve(ctx, l, w.routes(), w.log) }()
+	t.Cleanup(func() { cancel(); must(t, <-ended) })
+	return w, l
+}
+
+// drip sends one byte a second, and returns how long the server bore it and
+// what it answered.
+func drip(conn net.Conn, head, body string) (time.Duration, string) {
+	start := time.Now()
+	answer := make(chan string, 1)
+	go func() { all, _ := io.ReadAll(conn); answer <- string(all) }()
+	io.WriteString(conn, head)
+	for _, b := range []byte(body) {
+		time.Sleep(time.Second)
+		if _, err := conn.Write([]byte{b}); err != nil {
+			break
+		}
+	}
+	conn.SetReadDeadline(time.Now().Add(time.Hour))
+	return time.Since(start), <-answer
+}
+
+func TestDrippingClientsAreCutWithin30Seconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, l := inMemory(t)
+		qr := w.begin(t, "getauthqr")
+		long := strings.Repeat("x", 300)
+		var wg sync.WaitGroup
+		for name, request := range map[string][2]string{
+			"header":         {"GET / HTTP/1.1\r\nHost: x\r\nX: ", long},
+			"nothing":        {"", long},
+			"push":           {"POST /wechat/message?" + w.signed() + " HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", long},
+			"body of a page": {"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", long},
+			"body of a poll": {"GET /wechat/checklogin?wait=30&ticket=" + qr.Ticket + " HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", long},
+			"endless chunks": {"POST /wechat/message?" + w.signed() + " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\n", long},
+		} {
+			for range 100 {
+				wg.Go(func() {
+					if took, _ := drip(l.dial(), request[0], request[1]); took > 31*time.Second {
+						t.Errorf("%s: borne for %v", name, took)
+					}
+				})
+			}
+		}
+		time.Sleep(5 * time.Second)
+		conn := l.dial() // amid all that a login goes through
+		io.WriteString(conn, "GET /wechat/checklogin?wait=30&ticket="+qr.Ticket+" HTTP/1.1\r\nHost: x\r\n\r\n")
+		w.scan(qr.Ticket, "alice", "")
+		answer := make([]byte, 4096)
+		if n, _ := conn.Read(answer); !strings.Contains(string(answer[:n]), `"openid":"alice"`) {
+			t.Errorf("%s", answer[:n])
+		}
+		conn.Close()
+		wg.Wait()
+	})
+}
+
+func TestParkedPollIsNotCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, l := inMemory(t)
+		qr := w.begin(t, "getauthqr")
+		conn, start := l.dial(), time.Now()
+		defer conn.Close()
+		for range 3 { // on one connection
+			io.WriteString(conn, "GET /wechat/checklogin?wait=30&ticket="+qr.Ticket+" HTTP/1.1\r\nHost: x\r\n\r\n")
+			answer := make([]byte, 4096)
+			n, err := conn.Read(answer)
+			if took := time.Since(start); err != nil || took != maxWait || !strings.Contains(string(answer[:n]), `"status":"pending"`) {
+				t.Fatalf("%q, %v after %v", answer[:n], err, took)
+			}
+			start = time.Now()
+		}
+	})
+}
+
+func TestGarbageOnTheWireHarmsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, l := inMemory(t)
+		for name, bytes := range map[string]string{
+			"binary":              "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x00\xff\r\n\r\n",
+			"NULs":                strings.Repeat("\x00", 5000) + "\r\n\r\n",
+			"two lengths":         "POST /wechat/message HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+			"obscured chunks":     "POST /wechat/message HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+			"negative length":     "POST /wechat/message HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+			"40 KiB of header":    "GET / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 40<<10) + "\r\n\r\n",
+			"40 KiB of path":      "GET /" + strings.Repeat("x", 40<<10) + " HTTP/1.1\r\nHost: x\r\n\r\n",
+			"a space in the name": "GET / HTTP/1.1\r\nHost: x\r\nX : y\r\n\r\n",
+			"no host":             "GET / HTTP/1.1\r\n\r\n",
+		} {
+			conn := l.dial()
+			conn.SetDeadline(time.Now().Add(time.Minute))
+			go io.WriteString(conn, bytes)
+			answer, _ := io.ReadAll(conn)
+			if status, _, _ := strings.Cut(strings.TrimPrefix(string(answer), "HTTP/1.1 "), " "); status != "400" && status != "403" && status != "431" && status != "501" {
+				t.Errorf("%s: %.80q", name, answer)
+			}
+			if strings.Count(string(answer), "HTTP/1.1 ") > 1 {
+				t.Errorf("%s: a smuggled request is answered: %q", name, answer)
+			}
+			conn.Close()
+		}
+		w.begin(t, "getloginqr")
+	})
+}
+
+func TestParallelLoginsDoNotCross(t *testing.T) {
+	base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0")
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1000}}
+	get := func(method, target string, v any) error {
+		req, err := http.NewRequest(method, target, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if v == nil {
+			_, err = io.Copy(io.Discard, resp.Body)
+			return err
+		}
+		return json.NewDecoder(resp.Body).Decode(v)
+	}
+	var wg sync.WaitGroup
+	for i := range 500 {
+		wg.Go(func() {
+			openID := fmt.Sprint("user", i)
+			pause := func() { time.Sleep(time.Duration(mathrand.IntN(300)) * time.Millisecond) }
+			pause()
+			var qr qrAnswer
+			if err := get("GET", base+"/wechat/"+[]string{"getloginqr", "getauthqr"}[i%2], &qr); err != nil {
+				t.Error(err)
+				return
+			}
+			ticket := url.QueryEscape(qr.Ticket)
+			wg.Go(func() {
+				pause()
+				if err := get("POST", base+"/demo/scan?openid="+openID+"&ticket="+ticket, nil); err != nil {
+					t.Error(err)
+				}
+			})
+			wait := []string{"", "&wait=25"}[i/2%2]
+			for answer := (pollAnswer{}); !answer.Login; {
+				if err := get("GET", base+"/wechat/checklogin?ticket="+ticket+wait, &answer); err != nil || answer.Login && answer.OpenID != openID || answer.Status == statusExpired {
+					t.Errorf("%s: %+v, %v", openID, answer, err)
+					return
+				}
+				if wait == "" {
+					pause()
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// memoryOf returns the peak and present resident memory of a process, in bytes.
+func memoryOf(t *testing.T, pid int) (peak, now int) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Skipf("no /proc here: %v", err)
+	}
+	for line := range strings.Lines(string(status)) {
+		fmt.Sscanf(line, "VmHWM: %d kB", &peak)
+		fmt.Sscanf(line, "VmRSS: %d kB", &now)
+	}
+	return peak << 10, now << 10
+}
+
+// TestFloodOfTicketsAndPolls fills the store, then parks thousands of polls,
+// and sees whether a login still goes through at once.
+func TestFloodOfTicketsAndPolls(t *testing.T) {
+	const tickets, polls = 100_000, 10_000
+	logged := new(syncBuffer)
+	cmd := exec.Command(build(t), "-demo", "-addr", "127.0.0.1:0")
+	cmd.Stderr = logged
+	must(t, cmd.Start())
+	defer cmd.Process.Kill()
+	base := listening(t, logged)
+	address := strings.TrimPrefix(base, "http://")
+
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() { // by hand: the client of net/http would take longer than the server
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			in := bufio.NewReader(conn)
+			const batch = 50
+			for range tickets / 4 / batch {
+				io.WriteString(conn, strings.Repeat("GET /wechat/getauthqr HTTP/1.1\r\nHost: x\r\n\r\n", batch))
+				for range batch {
+					resp, err := http.ReadResponse(in, nil)
+					if err != nil || resp.StatusCode != 200 {
+						t.Error(resp, err)
+						return
+					}
+					io.Copy(io.Discard, resp.Body)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	resp, err := http.Get(base + "/wechat/getauthqr")
+	must(t, err)
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("over MAX_TICKETS: %d", resp.StatusCode)
+	}
+	peak, now := memoryOf(t, cmd.Process.Pid)
+	t.Logf("with %d tickets: peak RSS %d MB, now %d MB", tickets, peak>>20, now>>20)
+	if peak > 250<<20 {
+		t.Errorf("the flood took %d MB", peak>>20)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+
+	logged = new(syncBuffer)
+	cmd = exec.Command(build(t), "-demo", "-addr", "127.0.0.1:0")
+	cmd.Stderr = logged
+	must(t, cmd.Start())
+	defer cmd.Process.Kill()
+	base = listening(t, logged)
+	address = strings.TrimPrefix(base, "http://")
+	var others qrAnswer
+	fetchJSON(t, "GET", base+"/wechat/getauthqr", &others)
+	for range polls {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Skipf("cannot open %d connections here: %v", polls, err)
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "GET /wechat/checklogin?wait=30&ticket=%s HTTP/1.1\r\nHost: x\r\n\r\n", others.Ticket)
+	}
+	for range 10 {
+		var qr qrAnswer
+		fetchJSON(t, "GET", base+"/wechat/getloginqr", &qr)
+		answered := make(chan pollAnswer)
+		go func() {
+			var answer pollAnswer
+			fetchJSON(t, "GET", base+"/wechat/checklogin?wait=25&ticket="+url.QueryEscape(qr.Ticket), &answer)
+			answered <- answer
+		}()
+		begun := time.Now()
+		fetchJSON(t, "POST", base+"/demo/scan?openid=alice&ticket="+url.QueryEscape(qr.Ticket), nil)
+		if answer := <-answered; answer.OpenID != "alice" || time.Since(begun) > time.Second {
+			t.Errorf("%+v after %v, while %d polls are parked", answer, time.Since(begun), polls)
+		}
+	}
+	peak, now = memoryOf(t, cmd.Process.Pid)
+	t.Logf("with %d parked polls: peak RSS %d MB, now %d MB", polls, peak>>20, now>>20)
 }

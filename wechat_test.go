@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -193,7 +196,7 @@ func TestRefusedTokenIsRenewedOnce(t *testing.T) {
 
 func TestTokensRefusedForEverCauseNoStorm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newWorld(t, "QR_RATE=0")
 		w.refuseTokens(40001, func(string) bool { return true })
 		for range 100 { // over 10 seconds
 			if out := w.do("GET", "/wechat/getloginqr", ""); out.Code != 502 || !strings.Contains(out.Body.String(), "wechat_refused") {
@@ -306,6 +309,135 @@ func TestErrorsHoldNoURL(t *testing.T) {
 		_, err := c.call(t.Context(), "/cgi-bin/token", url.Values{"secret": {"s3cr3t"}}, nil)
 		if err == nil || strings.Contains(err.Error(), "s3cr3t") || !errors.Is(err, errUnreachable) {
 			t.Errorf("%s: %v", base, err)
+		}
+	}
+}
+
+// TestWeChatsFaults has each fault of WeChat's answered within 10 seconds, by
+// what a client can understand, and forgotten after recovery.
+func TestWeChatsFaults(t *testing.T) {
+	say := func(body string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, body) }
+	}
+	raw := func(answer string, reset bool) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				return
+			}
+			io.WriteString(conn, answer)
+			if tcp, ok := conn.(*net.TCPConn); ok && reset {
+				tcp.SetLinger(0)
+			}
+			conn.Close()
+		}
+	}
+	const unreachable, refused, timeout = "502 wechat_unreachable", "502 wechat_refused", "504 wechat_timeout"
+	for _, test := range []struct {
+		name    string
+		fault   http.HandlerFunc
+		want    string
+		calls   int  // at most, of the path at fault, for three requests in a row
+		sockets bool // the fault needs real ones
+	}{
+		{"hangs", func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body); <-r.Context().Done() }, timeout, 3, false},
+		{"resets", raw("", true), unreachable, 6, true}, // the transport tries a GET twice
+		{"closes", raw("", false), unreachable, 6, true},
+		{"truncated", raw("HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"access_token\":\"t\"", false), unreachable, 3, true},
+		{"not HTTP", raw("SSH-2.0-OpenSSH_9.2\r\n", false), unreachable, 3, true},
+		{"HTML", say("<html>busy</html>"), unreachable, 3, false},
+		{"empty", say(""), unreachable, 3, false},
+		{"null", say("null"), unreachable, 3, false},
+		{"a list", say("[]"), unreachable, 3, false},
+		{"nothing in it", say("{}"), unreachable, 3, false},
+		{"wrong types", say(`{"access_token":7,"ticket":{},"openid":[],"expires_in":"x"}`), unreachable, 3, false},
+		{"errcode of a wrong type", say(`{"errcode":"40001"}`), unreachable, 3, false},
+		{"64 MiB", func(w http.ResponseWriter, r *http.Request) {
+			for range 64 {
+				if _, err := w.Write(bytes.Repeat([]byte(" "), 1<<20)); err != nil {
+					return
+				}
+			}
+		}, unreachable, 3, true},
+		{"500", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) }, unreachable, 3, false},
+		{"503 with JSON", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(503)
+			io.WriteString(w, `{"access_token":"t","ticket":"t","url":"u","openid":"mallory"}`)
+		}, unreachable, 3, false},
+		{"busy", say(`{"errcode":-1,"errmsg":"system error"}`), refused, 9, false},
+		{"wrong appid", say(`{"errcode":40013,"errmsg":"invalid appid"}`), refused, 3, false},
+		{"wrong secret", say(`{"errcode":40125,"errmsg":"invalid appsecret"}`), refused, 3, false},
+		{"IP not allowed", say(`{"errcode":40164,"errmsg":"invalid ip 203.0.113.7"}`), refused, 3, false},
+		{"quota", say(`{"errcode":45009,"errmsg":"reach max api daily quota limit"}`), refused, 3, false},
+		{"too fast", say(`{"errcode":45011,"errmsg":"api minute-quota reach limit"}`), refused, 3, false},
+	} {
+		for _, path := range []string{"/cgi-bin/stable_token", "/cgi-bin/qrcode/create", "/sns/oauth2/access_token"} {
+			t.Run(test.name+path, func(t *testing.T) {
+				if test.sockets {
+					t.Parallel()
+					w := newWorld(t)
+					w.wechat.client, w.wechat.config.apiBase = newHTTPClient(), newLocalServer(t, w.handler)+"/demo"
+					w.bearFault(t, path, test.fault, test.want, test.calls)
+					return
+				}
+				synctest.Test(t, func(t *testing.T) { newWorld(t).bearFault(t, path, test.fault, test.want, test.calls) })
+			})
+		}
+	}
+}
+
+// bearFault makes three requests that run into a fault of a call of WeChat's,
+// then one that does not. None may take 10 seconds; a push and a parked poll
+// must not notice.
+func (w *world) bearFault(t *testing.T, path string, fault http.HandlerFunc, want string, calls int) {
+	auth := w.begin(t, "getauthqr")
+	parked := make(chan pollAnswer, 1)
+	go func() { parked <- w.check(t, auth.Ticket, "30") }()
+	w.setFault(func(rw http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, path) {
+			return false
+		}
+		fault(rw, r)
+		return true
+	})
+	for i := range 3 {
+		start := time.Now()
+		if strings.HasPrefix(path, "/sns/") {
+			out := w.do("GET", "/wechat/accessusercode?code="+strconv.Itoa(i)+"&state="+digest(auth.Ticket), "")
+			if !strings.HasSuffix(out.Header().Get("Location"), "reason=unavailable") {
+				t.Errorf("callback: %s", out.Header().Get("Location"))
+			}
+		} else if out := w.do("GET", "/wechat/getloginqr", ""); !strings.HasPrefix(want, strconv.Itoa(out.Code)) || !strings.Contains(out.Body.String(), want[4:]) {
+			t.Errorf("%d %s, want %s", out.Code, out.Body, want)
+		}
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("took %v", took)
+		}
+		if out := w.do("POST", "/wechat/message?"+w.signed(), pushXML("o", "SCAN", "s", "x")); out.Body.String() != "success" {
+			t.Errorf("a push notices: %s", out.Body)
+		}
+	}
+	if got := w.called(path); got > calls {
+		t.Errorf("%d calls, want at most %d", got, calls)
+	}
+	w.setFault(nil)
+	time.Sleep(holdOff)
+	w.begin(t, "getloginqr")
+	w.scan(auth.Ticket, "alice", "")
+	if answer := <-parked; answer.OpenID != "alice" {
+		t.Errorf("a parked poll notices: %+v", answer)
+	}
+}
+
+func TestSecretDoesNotFollowRedirects(t *testing.T) {
+	var followed atomic.Int32
+	elsewhere := newLocalServer(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { followed.Add(1) }))
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		w := newWorld(t)
+		w.wechat.client = newHTTPClient()
+		w.wechat.config.apiBase = newLocalServer(t, http.RedirectHandler(elsewhere+"/steal", status))
+		if out := w.do("GET", "/wechat/getloginqr", ""); out.Code != 502 || followed.Load() != 0 {
+			t.Errorf("%d: answer %d, followed %d times", status, out.Code, followed.Load())
 		}
 	}
 }

@@ -1,0 +1,565 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A browser is headless Chromium, driven through chromedriver as
+// https://www.w3.org/TR/webdriver2/ says. Its methods end the test when they
+// cannot do what they are asked. What the tests ask of a page is a JavaScript
+// expression, whose value is compared as a string.
+type browser struct {
+	t       *testing.T
+	base    string // URL of the server whose pages it opens
+	session string // URL of the WebDriver session
+}
+
+// patience is how long the browser may take to show what it should. It is more
+// than a code lives in these tests.
+const patience = 15 * time.Second
+
+var chromedriverLine = regexp.MustCompile(`started successfully on port ([0-9]+)`)
+
+// browse runs wxscan -demo with further arguments, and a browser that speaks
+// English. Tests that browse run in parallel, each with a server and a browser
+// of its own.
+func browse(t *testing.T, args ...string) *browser {
+	t.Helper()
+	chromedriver, chromium := program(t, "chromedriver", "chromium-driver"), program(t, "chromium", "chromium")
+	t.Parallel()
+	base, _, _ := start(t, none, append([]string{"-demo", "-addr", "127.0.0.1:0"}, args...)...)
+	profile, logged := t.TempDir(), new(syncBuffer)
+	cmd := exec.Command(chromedriver, "--port=0")
+	cmd.Stdout, cmd.WaitDelay = logged, patience
+	must(t, cmd.Start())
+	b := &browser{t: t, base: base}
+	var session struct {
+		SessionID    string
+		Capabilities struct {
+			ProcessID int `json:"goog:processID"`
+		}
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience) // the test's own has ended
+		defer cancel()
+		if err := b.call(ctx, "DELETE", b.session, nil, nil); err != nil && session.Capabilities.ProcessID > 0 {
+			if process, err := os.FindProcess(session.Capabilities.ProcessID); err == nil {
+				process.Kill()
+			}
+		}
+		cmd.Process.Kill()
+		cmd.Wait() // until the last process of Chromium, which writes to the same pipe, lets go of the profile too
+	})
+	var port []string
+	b.until("chromedriver to start", func() bool { port = chromedriverLine.FindStringSubmatch(logged.String()); return port != nil })
+	b.session = "http://127.0.0.1:" + port[1] + "/session"
+	b.post("", object{"capabilities": object{"alwaysMatch": object{
+		"goog:loggingPrefs": object{"browser": "ALL"},
+		"goog:chromeOptions": object{"binary": chromium, "args": []string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+			"--disable-background-networking", "--disable-component-update", "--disable-sync", "--user-data-dir=" + profile}},
+	}}}, &session)
+	b.session += "/" + session.SessionID
+	b.speak("en-US")
+	return b
+}
+
+// call makes a request of chromedriver and decodes the value of the answer into
+// v, unless that is nil.
+func (b *browser) call(ctx context.Context, method, url string, body object, v any) error {
+	var sent io.Reader
+	if body != nil {
+		encoded, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		sent = bytes.NewReader(encoded)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, url, sent)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	var answer struct{ Value json.RawMessage }
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("chromedriver: %.500s", answer.Value)
+	}
+	if v == nil {
+		return nil
+	}
+	return json.Unmarshal(answer.Value, v)
+}
+
+// get and post make requests below the session's URL.
+func (b *browser) get(path string, v any) {
+	b.t.Helper()
+	must(b.t, b.call(b.t.Context(), "GET", b.session+path, nil, v))
+}
+
+func (b *browser) post(path string, body object, v any) {
+	b.t.Helper()
+	must(b.t, b.call(b.t.Context(), "POST", b.session+path, body, v))
+}
+
+// devtools sends the current tab a command of
+// https://chromedevtools.github.io/devtools-protocol/.
+func (b *browser) devtools(command string, params object) {
+	b.t.Helper()
+	b.post("/goog/cdp/execute", object{"cmd": command, "params": params}, nil)
+}
+
+// open opens a path of the server in the current tab, and returns when the page
+// has loaded.
+func (b *browser) open(path string) {
+	b.t.Helper()
+	b.post("/url", object{"url": b.base + path}, nil)
+}
+
+// script returns the value of an expression, awaited.
+func (b *browser) script(expression string) string {
+	b.t.Helper()
+	value, err := b.try(expression)
+	must(b.t, err)
+	return value
+}
+
+// try is script for a tab that may be between two pages.
+func (b *browser) try(expression string) (value string, err error) {
+	body := object{"script": "return (async () => String(await (" + expression + ")))()", "args": []string{}}
+	err = b.call(b.t.Context(), "POST", b.session+"/execute/sync", body, &value)
+	return value, err
+}
+
+// wait waits until the value of an expression is what is wanted.
+func (b *browser) wait(expression, want string) {
+	b.t.Helper()
+	var got string
+	var err error
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if got, err = b.try(expression); err == nil && got == want {
+			return
+		}
+	}
+	b.t.Fatalf("%s: got %q (error %v), want %q", expression, got, err, want)
+}
+
+// until waits for what no expression can tell.
+func (b *browser) until(what string, is func() bool) {
+	b.t.Helper()
+	for deadline := time.Now().Add(patience); !is(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			b.t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func (b *browser) click(selector string) {
+	b.t.Helper()
+	var element map[string]string // one entry; its key is a constant of WebDriver's
+	b.post("/element", object{"using": "css selector", "value": selector}, &element)
+	for _, id := range element {
+		b.post("/element/"+id+"/click", object{}, nil)
+	}
+}
+
+// These stand for keys: https://www.w3.org/TR/webdriver2/#keyboard-actions
+const tabKey, enterKey = "\ue004", "\ue007"
+
+func (b *browser) press(keys ...string) {
+	b.t.Helper()
+	var strokes []object
+	for _, key := range keys {
+		strokes = append(strokes, object{"type": "keyDown", "value": key}, object{"type": "keyUp", "value": key})
+	}
+	b.post("/actions", object{"actions": []object{{"type": "key", "id": "keyboard", "actions": strokes}}}, nil)
+}
+
+// tabStops returns the texts of what the Tab key reaches, in order.
+func (b *browser) tabStops() string {
+	b.t.Helper()
+	b.script("document.activeElement.blur()")
+	var stops []string
+	for len(stops) < 20 {
+		b.press(tabKey)
+		stop := b.script("document.activeElement === document.body ? '' : document.activeElement.innerText")
+		if stop == "" || slices.Contains(stops, stop) {
+			break
+		}
+		stops = append(stops, stop)
+	}
+	return strings.Join(stops, ", ")
+}
+
+// tab returns the handle of the current tab, and turn makes another the current one.
+func (b *browser) tab() (handle string) {
+	b.t.Helper()
+	b.get("/window", &handle)
+	return handle
+}
+
+func (b *browser) turn(handle string) {
+	b.t.Helper()
+	b.post("/window", object{"handle": handle}, nil)
+}
+
+// follow clicks a link that opens a new tab, and turns to that.
+func (b *browser) follow(selector string) {
+	b.t.Helper()
+	var before, after []string
+	b.get("/window/handles", &before)
+	b.click(selector)
+	b.until("a new tab", func() bool { b.get("/window/handles", &after); return len(after) > len(before) })
+	b.turn(after[slices.IndexFunc(after, func(handle string) bool { return !slices.Contains(before, handle) })])
+}
+
+// speak sets the language of the current tab, and what the browser's name ends in.
+func (b *browser) speak(language string, agent ...string) {
+	b.t.Helper()
+	name := "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36"
+	b.devtools("Emulation.setUserAgentOverride", object{"acceptLanguage": language, "userAgent": strings.Join(append([]string{name}, agent...), " ")})
+}
+
+// prefer sets the colour scheme, light or dark.
+func (b *browser) prefer(scheme string) {
+	b.t.Helper()
+	b.devtools("Emulation.setEmulatedMedia", object{"features": []object{{"name": "prefers-color-scheme", "value": scheme}}})
+}
+
+func (b *browser) resize(width, height int) {
+	b.t.Helper()
+	b.devtools("Emulation.setDeviceMetricsOverride", object{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false})
+}
+
+// offline cuts the network off, or restores it. A request under way lives on.
+func (b *browser) offline(off bool) {
+	b.t.Helper()
+	b.devtools("Network.enable", object{})
+	b.devtools("Network.emulateNetworkConditions", object{"offline": off, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1})
+}
+
+// complaints returns the errors and warnings on the consoles of all tabs since
+// the last call. What the Content-Security-Policy forbids is among them.
+func (b *browser) complaints() (complaints []string) {
+	b.t.Helper()
+	var entries []struct{ Level, Message string }
+	b.post("/se/log", object{"type": "browser"}, &entries)
+	for _, entry := range entries {
+		if entry.Level == "SEVERE" || entry.Level == "WARNING" {
+			complaints = append(complaints, entry.Message)
+		}
+	}
+	return complaints
+}
+
+// screenshot saves a picture of the page in the folder WXSCAN_SCREENSHOTS, if
+// that is set.
+func (b *browser) screenshot(name string) {
+	b.t.Helper()
+	folder := os.Getenv("WXSCAN_SCREENSHOTS")
+	if folder == "" {
+		return
+	}
+	var encoded string
+	b.get("/screenshot", &encoded)
+	picture, err := base64.StdEncoding.DecodeString(encoded)
+	must(b.t, err)
+	must(b.t, os.MkdirAll(folder, 0o755))
+	must(b.t, os.WriteFile(filepath.Join(folder, name+".png"), picture, 0o644))
+}
+
+// textOf is an expression: the text that one sees of an element, "" if there is none.
+func textOf(selector string) string {
+	return fmt.Sprintf("(document.querySelector(%q)?.innerText ?? '')", selector)
+}
+
+// Expressions for what is on the login page.
+const (
+	pageCode   = "(document.querySelector('.wxscan-code:not(.old) img')?.naturalWidth > 0)" // whether there is one to scan
+	pageTicket = "new URL(document.querySelector('.wxscan-code img').src).searchParams.get('ticket')"
+	pageAsked  = "performance.getEntriesByType('resource').filter((r) => r.name.endsWith('/wechat/getloginqr')).length"
+	pageTabs   = "[...document.querySelectorAll('[data-wxscan-flow]')].map((tab) => tab.getAttribute('aria-pressed')).join()"
+	pageStatus = "document.querySelector('[role=status]').innerText"
+	pageOpenID = "document.querySelector('.wxscan-openid').innerText"
+)
+
+// What the status says.
+const (
+	promptScan = "Scan with WeChat, and follow the account to log in"
+	promptAuth = "Scan with WeChat, and agree"
+	saysLost   = "The connection is lost. Trying again…"
+)
+
+// scan scans the code on the page, from outside.
+func (b *browser) scan(openID string) {
+	b.t.Helper()
+	resp, err := http.PostForm(b.base+"/demo/scan", url.Values{"openid": {openID}, "ticket": {b.script(pageTicket)}})
+	must(b.t, err)
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		b.t.Fatalf("the scan is answered %s", resp.Status)
+	}
+}
+
+func TestBrowserShowsWhoHasScanned(t *testing.T) {
+	b := browse(t)
+	for _, test := range []struct{ flow, button, phoneEndsAt, phoneSays string }{
+		{"scan", "scan", "/demo/q/", "您已登录"},
+		{"scan", "subscribe", "/demo/q/", "您已登录"},
+		{"auth", "allow", "/static/html/loginsucceed.html", "You are logged in"},
+	} {
+		b.open("/")
+		b.click("[data-wxscan-flow=" + test.flow + "]")
+		b.wait(pageCode, "true")
+		b.script("addEventListener('wxscan:login', (e) => { localStorage.shown = Date.now(); localStorage.told = JSON.stringify(e.detail) })")
+		page := b.tab()
+
+		b.follow(".wxscan-demo")
+		b.speak("en-US")
+		b.wait("document.forms.length", "1")
+		b.script("addEventListener('submit', () => { localStorage.pressed = Date.now() })")
+		b.click("[value=" + test.button + "]")
+		b.wait("location.pathname.startsWith('"+test.phoneEndsAt+"') && document.body.innerText.includes('"+test.phoneSays+"')", "true")
+
+		b.turn(page)
+		b.wait(pageOpenID, "alice")
+		b.wait(pageStatus, "You are logged in")
+		if took, err := strconv.Atoi(b.script("localStorage.shown - localStorage.pressed")); err != nil || took >= 1000 {
+			t.Errorf("%s: the page learns of the scan %d ms after it (error %v)", test.button, took, err)
+		}
+		if got, want := b.script("localStorage.told"), `{"login":true,"status":"done","openid":"alice"}`; got != want {
+			t.Errorf("%s: the event says %s, want %s", test.button, got, want)
+		}
+		for _, complaint := range b.complaints() {
+			t.Errorf("%s: the console says %s", test.button, complaint)
+		}
+	}
+}
+
+func TestBrowserRenewsTheCodeWhileSomebodyLooks(t *testing.T) {
+	b := browse(t, "-ttl", "2s")
+	b.open("/")
+	b.wait(pageCode, "true")
+	first := b.script(pageTicket)
+	b.wait(pageCode+" && "+pageTicket+" !== '"+first+"'", "true")
+
+	b.post("/window/minimize", object{}, nil)
+	b.wait("document.hidden", "true")
+	b.wait(pageStatus, "The QR code has expired")
+	// Nothing may happen in the time that another code would have lived.
+	asked, now := b.script(pageAsked), b.script("performance.now()")
+	b.wait("performance.now() > "+now+" + 2000", "true")
+	if got := b.script(pageAsked); got != asked {
+		t.Errorf("a hidden page has asked for %s codes, want %s", got, asked)
+	}
+
+	b.post("/window/rect", object{"width": 900, "height": 760}, nil)
+	b.wait(pageCode+" && "+pageAsked+" > "+asked, "true")
+}
+
+func TestBrowserRecoversALostConnection(t *testing.T) {
+	b := browse(t)
+	b.open("/")
+	b.wait(pageStatus, promptScan)
+	b.offline(true)
+	b.script("stop()") // the poll under way
+	b.wait(pageStatus, saysLost)
+	b.offline(false)
+	b.wait(pageStatus, promptScan)
+	b.scan("bob")
+	b.wait(pageOpenID, "bob")
+}
+
+func TestBrowserRecoversAConnectionLostForLongerThanACodeLives(t *testing.T) {
+	b := browse(t, "-ttl", "2s")
+	b.open("/")
+	b.wait(pageCode, "true")
+	b.offline(true)
+	b.wait("document.querySelector('.old') !== null && "+pageStatus, saysLost)
+	b.offline(false)
+	b.wait(pageCode, "true")
+}
+
+func TestBrowserTellsAnErrorInPlainWords(t *testing.T) {
+	b := browse(t, "-max-tickets", "1", "-ttl", "4s")
+	b.open("/static/html/loginsucceed.html") // a browser's first page takes longest
+	var taken qrAnswer
+	fetchJSON(t, "GET", b.base+"/wechat/getauthqr", &taken)
+	b.open("/")
+	b.wait(pageStatus, "Too many people are logging in. Try again in a moment.")
+	if got, want := b.tabStops(), "Scan and follow, Web authorization, Try again"; got != want {
+		t.Errorf("Tab reaches %q, want %q", got, want)
+	}
+	b.screenshot("error")
+	var answer pollAnswer
+	fetchJSON(t, "GET", b.base+"/wechat/checklogin?wait=25&ticket="+taken.Ticket, &answer)
+	if answer.Status != statusExpired {
+		t.Fatalf("the ticket is %q, want %q", answer.Status, statusExpired)
+	}
+	b.click(".wxscan button")
+	b.wait(pageCode, "true")
+	if got := b.script(textOf(".wxscan button")); got != "" {
+		t.Errorf("the button %q stays", got)
+	}
+}
+
+func TestBrowserSpeaksTheUsersLanguage(t *testing.T) {
+	b := browse(t)
+	for _, test := range []struct{ language, lang, heading, prompt, succeeded string }{
+		{"zh-CN", "zh-CN", "微信扫码登录", "请用微信扫一扫，关注公众号即可登录", "登录成功"},
+		{"zh-TW", "zh-CN", "微信扫码登录", "请用微信扫一扫，关注公众号即可登录", "登录成功"},
+		{"en", "en", "Log in with WeChat", promptScan, "You are logged in"},
+		{"fr", "en", "Log in with WeChat", promptScan, "You are logged in"},
+	} {
+		b.speak(test.language)
+		b.open("/")
+		b.wait(pageStatus, test.prompt)
+		if lang, heading := b.script("document.documentElement.lang"), b.script(textOf("h1")); lang != test.lang || heading != test.heading {
+			t.Errorf("%s: got %q, %q, want %q, %q", test.language, lang, heading, test.lang, test.heading)
+		}
+		b.open("/static/html/loginsucceed.html")
+		if lang, heading := b.script("document.documentElement.lang"), b.script(textOf("h1")); lang != test.lang || heading != test.succeeded {
+			t.Errorf("%s: got %q, %q, want %q, %q", test.language, lang, heading, test.lang, test.succeeded)
+		}
+	}
+}
+
+// TestBrowserFitsEveryPage looks at every page in both languages, light and
+// dark, wide and narrow.
+func TestBrowserFitsEveryPage(t *testing.T) {
+	b := browse(t, "-scope", "snsapi_userinfo")
+	code := func(flow string) {
+		b.open("/")
+		b.click("[data-wxscan-flow=" + flow + "]")
+		b.wait(pageCode, "true")
+	}
+	phone := func(flow string) {
+		code(flow)
+		b.open(strings.TrimPrefix(b.script("document.querySelector('.wxscan-demo').href"), b.base))
+	}
+	const (
+		scheme   = "(getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).every((c) => c < 64) ? 'dark' : 'light')"
+		overflow = "(document.documentElement.scrollWidth - document.documentElement.clientWidth)"
+	)
+	for _, language := range []string{"en", "zh-CN"} {
+		b.speak(language)
+		for _, page := range []struct {
+			name  string
+			open  func()
+			whole string // expression: whether all of it is there
+		}{
+			{"login", func() { b.open("/") }, pageCode},
+			{"result", func() { code("scan"); b.scan(strings.Repeat("oW", 32)) }, pageOpenID + " !== ''"},
+			{"profile", func() { code("auth"); b.scan("alice") }, "document.querySelector('.wxscan-avatar').naturalWidth > 0"},
+			{"phone-scan", func() { phone("scan") }, "document.querySelector('[value=subscribe]') !== null"},
+			{"phone-auth", func() { phone("auth") }, "document.querySelector('[value=allow]') !== null"},
+			{"loginsucceed", func() { b.open("/static/html/loginsucceed.html") }, "true"},
+			{"loginfailed", func() { b.open("/static/html/loginfailed.html?reason=snapshot") }, "true"},
+		} {
+			page.open()
+			b.wait(page.whole, "true")
+			for _, want := range []string{"light", "dark"} {
+				b.prefer(want)
+				b.wait(scheme, want)
+				for width, height := range map[int]int{900: 760, 375: 667, 320: 568} {
+					b.resize(width, height)
+					name := fmt.Sprintf("%s-%s-%s-%d", page.name, language, want, width)
+					if got, want := b.script("innerWidth + ' + ' + "+overflow), strconv.Itoa(width)+" + 0"; got != want {
+						t.Errorf("%s: the page is %s pixels wide, want %s", name, got, want)
+					}
+					b.screenshot(name)
+				}
+				if page.name == "login" {
+					if got, want := b.script("getComputedStyle(document.querySelector('.wxscan-code')).backgroundColor"), "rgb(255, 255, 255)"; got != want {
+						t.Errorf("%s: the code is on %s, want %s", scheme, got, want)
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestBrowserNeedsNeitherMouseNorEyes(t *testing.T) {
+	b := browse(t)
+	b.open("/")
+	b.wait(pageStatus, promptScan)
+	for _, test := range []struct{ what, expression, want string }{
+		{"the time left", "document.querySelector('.wxscan-time').role", "timer"},
+		{"the picture", "document.querySelector('.wxscan-code img').alt", "Login QR code, to be scanned with WeChat"},
+		{"the tabs", "document.querySelector('[role=group]').ariaLabel !== ''", "true"},
+		{"the tab pressed", pageTabs, "true,false"},
+	} {
+		if got := b.script(test.expression); got != test.want {
+			t.Errorf("%s: got %q, want %q", test.what, got, test.want)
+		}
+	}
+	if got, want := b.tabStops(), "Scan and follow, Web authorization, Open the simulated phone"; got != want {
+		t.Errorf("Tab reaches %q, want %q", got, want)
+	}
+	b.script("document.activeElement.blur()")
+	b.press(tabKey, tabKey, enterKey)
+	b.wait(pageTabs, "false,true")
+	b.wait(pageStatus, promptAuth)
+}
+
+// TestBrowserInsideWeChatNeedsNoScan goes the way of who opens the login page
+// on the phone, and has no second screen to scan.
+func TestBrowserInsideWeChatNeedsNoScan(t *testing.T) {
+	b := browse(t)
+	b.speak("en", "MicroMessenger/8.0.50")
+	b.open("/")
+	b.wait("location.pathname", "/demo/connect/oauth2/authorize")
+	b.click("[value=decline]")
+	b.wait("location.pathname + location.search", "/static/html/loginfailed.html?reason=denied")
+
+	b.open("/") // which must not send whoever declined straight back
+	b.wait(textOf(".wxscan button"), "Log in with WeChat")
+	b.click(".wxscan button")
+	b.wait("location.pathname", "/demo/connect/oauth2/authorize")
+	b.click("[value=allow]")
+	b.wait("location.pathname", "/")
+	b.wait(pageOpenID, "alice")
+	if got := b.script("sessionStorage.length"); got != "0" {
+		t.Errorf("the ticket stays in sessionStorage")
+	}
+}
+
+func TestBrowserShowsOneReasonForAFailedLogin(t *testing.T) {
+	b := browse(t)
+	const unavailable = "WeChat is not answering just now. Reload the page in a moment and scan again."
+	for reason, want := range map[string]string{
+		"denied":      "You did not agree. To log in, scan again and agree.",
+		"expired":     "The QR code has expired. Scan the new one on the page.",
+		"used":        "This QR code has been used. Reload the page and scan the new one.",
+		"snapshot":    "This is a snapshot page. Tap “使用完整服务” (use the full service) at the lower right, and agree again.",
+		"unavailable": unavailable,
+		"made-up":     unavailable,
+		"":            unavailable,
+	} {
+		b.open("/static/html/loginfailed.html?reason=" + reason)
+		if got := b.script("[...document.querySelectorAll('[data-reason]')].filter((p) => p.checkVisibility()).map((p) => p.innerText).join('|')"); got != want {
+			t.Errorf("%q: got %q, want %q", reason, got, want)
+		}
+	}
+}

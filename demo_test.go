@@ -1,0 +1,555 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// The account of newWorld, and the queries that name it.
+const (
+	demoAppID   = "wx0123456789abcdef"
+	demoAccount = "appid=" + demoAppID + "&secret=" + testSecret
+)
+
+// ask makes a call of the simulator's API. Like WeChat's, its answers, and its
+// refusals too, are JSON that calls itself text/plain.
+func (w *world) ask(t testing.TB, method, call, body string) (got answer) {
+	t.Helper()
+	out := w.do(method, "/demo"+call, body)
+	if err := json.Unmarshal(out.Body.Bytes(), &got); err != nil || out.Code != 200 || out.Header().Get("Content-Type") != "text/plain" {
+		t.Errorf("%s: %d %s %q, %v", call, out.Code, out.Header().Get("Content-Type"), out.Body, err)
+	}
+	return got
+}
+
+func stableBody(appID, secret string) string {
+	return fmt.Sprintf(`{"grant_type":"client_credential","appid":%q,"secret":%q}`, appID, secret)
+}
+
+func (w *world) stableToken(t testing.TB) string {
+	t.Helper()
+	return w.ask(t, "POST", "/cgi-bin/stable_token", stableBody(demoAppID, testSecret)).AccessToken
+}
+
+func (w *world) plainToken(t testing.TB) string {
+	t.Helper()
+	return w.ask(t, "GET", "/cgi-bin/token?grant_type=client_credential&"+demoAccount, "").AccessToken
+}
+
+func createBody(action, scene string, seconds int) string {
+	return fmt.Sprintf(`{"expire_seconds":%d,"action_name":%q,"action_info":{"scene":{"scene_str":%q}}}`, seconds, action, scene)
+}
+
+// create asks for a QR code of a minute, with an access token.
+func (w *world) create(t testing.TB, token string) answer {
+	t.Helper()
+	return w.ask(t, "POST", "/cgi-bin/qrcode/create?access_token="+url.QueryEscape(token), createBody("QR_STR_SCENE", "s", 60))
+}
+
+// press opens a link on the simulated phone and presses a button there.
+func (w *world) press(link, openID, event string) *httptest.ResponseRecorder {
+	link, _, _ = strings.Cut(link, "#")
+	r := httptest.NewRequest("POST", link, strings.NewReader(url.Values{"openid": {openID}, "event": {event}}.Encode()))
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	out := httptest.NewRecorder()
+	w.handler.ServeHTTP(out, r)
+	return out
+}
+
+// code returns the OAuth code that the authorize page gives to openID.
+func (w *world) code(t testing.TB, openID, event string) string {
+	t.Helper()
+	out := w.press(w.begin(t, "getauthqr").URL, openID, event)
+	back, err := url.Parse(out.Header().Get("Location"))
+	must(t, err)
+	if out.Code != http.StatusSeeOther || back.Path != "/wechat/accessusercode" || back.Query().Get("code") == "" {
+		t.Fatalf("the authorize page answers %d, %s", out.Code, back)
+	}
+	return back.Query().Get("code")
+}
+
+func (w *world) exchange(t testing.TB, code string) answer {
+	t.Helper()
+	return w.ask(t, "GET", "/sns/oauth2/access_token?grant_type=authorization_code&"+demoAccount+"&code="+code, "")
+}
+
+func TestSimulatorRefusesWhatWeChatRefuses(t *testing.T) {
+	w := newWorld(t)
+	token, base := w.stableToken(t), w.exchange(t, w.code(t, "alice", "allow"))
+	ticket := w.create(t, token).Ticket
+	const stable, plain, create, oauth, profile = "/cgi-bin/stable_token", "/cgi-bin/token?grant_type=client_credential", "/cgi-bin/qrcode/create",
+		"/sns/oauth2/access_token?grant_type=authorization_code&code=x", "/sns/userinfo"
+	good := createBody("QR_STR_SCENE", "s", 60)
+	with := create + "?access_token=" + url.QueryEscape(token)
+	for _, test := range []struct {
+		name, method, call, body string
+		errcode                  int
+	}{
+		{"stable token: right", "POST", stable, stableBody(demoAppID, testSecret), 0},
+		{"stable token: wrong appid", "POST", stable, stableBody("wx1", testSecret), 40013},
+		{"stable token: wrong secret", "POST", stable, stableBody(demoAppID, "x"), 40125},
+		{"stable token: no secret", "POST", stable, stableBody(demoAppID, ""), 40125},
+		{"stable token: account in the query", "POST", stable + "?grant_type=client_credential&" + demoAccount, "", 47001},
+		{"stable token: another grant_type", "POST", stable, strings.Replace(stableBody(demoAppID, testSecret), "client_", "", 1), 47001},
+		{"plain token: right", "GET", plain + "&" + demoAccount, "", 0},
+		{"plain token: wrong appid", "GET", plain + "&appid=wx1&secret=" + testSecret, "", 40013},
+		{"plain token: wrong secret", "GET", plain + "&appid=" + demoAppID + "&secret=x", "", 40125},
+		{"plain token: no account", "GET", plain, "", 40013},
+		{"code: wrong appid", "GET", oauth + "&appid=wx1&secret=" + testSecret, "", 40013},
+		{"code: wrong secret", "GET", oauth + "&appid=" + demoAppID + "&secret=x", "", 40125},
+		{"code: unknown", "GET", oauth + "&" + demoAccount, "", 40029},
+		{"code: an access token instead", "GET", strings.Replace(oauth, "=x", "="+token, 1) + "&" + demoAccount, "", 40029},
+		{"QR code: right", "POST", with, good, 0},
+		{"QR code: no access token", "POST", create, good, 40001},
+		{"QR code: unknown access token", "POST", create + "?access_token=x", good, 40001},
+		{"QR code: access token in the body", "POST", create, "access_token=" + token, 40001},
+		{"QR code: a user's access token", "POST", create + "?access_token=" + base.AccessToken, good, 40001},
+		{"QR code: a ticket as the access token", "POST", create + "?access_token=" + url.QueryEscape(ticket), good, 40001},
+		{"QR code: not JSON", "POST", with, "expire_seconds=60", 47001},
+		{"QR code: no body", "POST", with, "", 47001},
+		{"QR code: no action_name", "POST", with, createBody("", "s", 60), 40097},
+		{"QR code: a numbered scene's action_name", "POST", with, createBody("QR_SCENE", "s", 60), 40097},
+		{"QR code: no scene_str", "POST", with, createBody("QR_STR_SCENE", "", 60), 40097},
+		{"QR code: scene_str of 1", "POST", with, createBody("QR_STR_SCENE", "s", 60), 0},
+		{"QR code: scene_str of 64", "POST", with, createBody("QR_STR_SCENE", strings.Repeat("s", 64), 60), 0},
+		{"QR code: scene_str of 65", "POST", with, createBody("QR_STR_SCENE", strings.Repeat("s", 65), 60), 40097},
+		{"QR code: for no time", "POST", with, createBody("QR_STR_SCENE", "s", 0), 40097},
+		{"QR code: for less than no time", "POST", with, createBody("QR_STR_SCENE", "s", -1), 40097},
+		{"QR code: for a second", "POST", with, createBody("QR_STR_SCENE", "s", 1), 0},
+		{"QR code: for 30 days", "POST", with, createBody("QR_STR_SCENE", "s", 2592000), 0},
+		{"QR code: for longer", "POST", with, createBody("QR_STR_SCENE", "s", 2592001), 40097},
+		{"profile: unknown access token", "GET", profile + "?openid=alice&access_token=x", "", 40001},
+		{"profile: the account's access token", "GET", profile + "?openid=alice&access_token=" + token, "", 40001},
+		{"profile: somebody else's", "GET", profile + "?openid=bob&access_token=" + base.AccessToken, "", 40003},
+		{"profile: in snsapi_base scope", "GET", profile + "?openid=alice&access_token=" + base.AccessToken, "", 48001},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := w.ask(t, test.method, test.call, test.body)
+			if got.ErrCode != test.errcode || (test.errcode != 0) != strings.Contains(got.ErrMsg, "rid: ") {
+				t.Errorf("errcode %d %q, want %d and, if refused, a rid", got.ErrCode, got.ErrMsg, test.errcode)
+			}
+			if test.errcode != 0 && (got.AccessToken != "" || got.Ticket != "" || got.OpenID != "") {
+				t.Errorf("refused, and yet given: %+v", got)
+			}
+		})
+	}
+	for call, wrong := range map[string]string{stable: "GET", plain: "POST", create: "GET", oauth: "POST", profile: "POST", "/scan": "GET"} {
+		if out := w.do(wrong, "/demo"+call, ""); out.Code != 405 {
+			t.Errorf("%s %s: %d, want 405", wrong, call, out.Code)
+		}
+	}
+}
+
+func TestSimulatedTokensExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		stable, plain := w.stableToken(t), w.plainToken(t)
+		time.Sleep(2*time.Hour - 1)
+		if a, b := w.create(t, stable), w.create(t, plain); a.ErrCode != 0 || b.ErrCode != 0 {
+			t.Errorf("before its end a token is refused: %+v, %+v", a, b)
+		}
+		time.Sleep(2 * time.Nanosecond)
+		if a, b := w.create(t, stable), w.create(t, plain); a.ErrCode != 42001 || b.ErrCode != 42001 {
+			t.Errorf("after two hours: errcode %d and %d, want 42001", a.ErrCode, b.ErrCode)
+		}
+	})
+}
+
+func TestSimulatedStableTokenIsTheSameUntilItNearsItsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		ask := func() answer {
+			return w.ask(t, "POST", "/cgi-bin/stable_token", stableBody(demoAppID, testSecret))
+		}
+		first := ask()
+		if first.ExpiresIn != 7200 || len(first.AccessToken) < 100 {
+			t.Errorf("%+v", first)
+		}
+		time.Sleep(time.Hour)
+		w.plainToken(t) // which is another token's business
+		if got := ask(); got.AccessToken != first.AccessToken || got.ExpiresIn != 3600 {
+			t.Errorf("after an hour it is %+v", got)
+		}
+		time.Sleep(55 * time.Minute)
+		if got := ask(); got.AccessToken != first.AccessToken || got.ExpiresIn != 300 {
+			t.Errorf("5 minutes before its end it is %+v", got)
+		}
+		time.Sleep(time.Nanosecond)
+		second := ask()
+		if second.AccessToken == first.AccessToken || second.ExpiresIn != 7200 {
+			t.Errorf("within 5 minutes of its end it is still %+v", second)
+		}
+		for _, token := range []string{first.AccessToken, second.AccessToken} {
+			if got := w.create(t, token); got.ErrCode != 0 {
+				t.Errorf("while one follows the other, errcode %d", got.ErrCode)
+			}
+		}
+	})
+}
+
+func TestSimulatedPlainTokenEndsTheFormer(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		after time.Duration // of the second token
+		lives time.Duration // what is left of the first one then
+	}{
+		{"at once", 0, 5 * time.Minute},
+		{"after an hour", time.Hour, 5 * time.Minute},
+		{"near its end, which is not put off", 2*time.Hour - time.Minute, time.Minute},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				first := w.plainToken(t)
+				time.Sleep(test.after)
+				second := w.plainToken(t)
+				time.Sleep(test.lives - 1)
+				if a, b := w.create(t, first), w.create(t, second); a.ErrCode != 0 || b.ErrCode != 0 || first == second {
+					t.Errorf("both should live: errcode %d and %d", a.ErrCode, b.ErrCode)
+				}
+				time.Sleep(2 * time.Nanosecond)
+				if a, b := w.create(t, first), w.create(t, second); a.ErrCode != 42001 || b.ErrCode != 0 {
+					t.Errorf("the former one should be dead: errcode %d, want 42001, and %d, want 0", a.ErrCode, b.ErrCode)
+				}
+			})
+		})
+	}
+}
+
+func TestSimulatedPlainTokensDoNotProlongOneAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		first := w.plainToken(t)
+		for range 6 {
+			w.plainToken(t)
+			time.Sleep(time.Minute)
+		}
+		if got := w.create(t, first); got.ErrCode != 42001 {
+			t.Errorf("errcode %d for the first of many tokens, want 42001", got.ErrCode)
+		}
+	})
+}
+
+func TestSimulatedCodeIsGoodOnceAndFor5Minutes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		used, last, late := w.code(t, "alice", "allow"), w.code(t, "bob", "allow"), w.code(t, "carol", "allow")
+		if got := w.exchange(t, used); got.OpenID != "alice" || got.AccessToken == "" || got.IsSnapshotUser != 0 {
+			t.Errorf("a good code: %+v", got)
+		}
+		if got := w.exchange(t, used); got.ErrCode != 40163 || got.OpenID != "" {
+			t.Errorf("a used code: %+v, want errcode 40163", got)
+		}
+		time.Sleep(5*time.Minute - 1)
+		if got := w.exchange(t, last); got.OpenID != "bob" {
+			t.Errorf("a code in its last moment: %+v", got)
+		}
+		time.Sleep(2 * time.Nanosecond)
+		if got := w.exchange(t, late); got.ErrCode != 42003 || got.OpenID != "" {
+			t.Errorf("a code after 5 minutes: %+v, want errcode 42003", got)
+		}
+		if got := w.exchange(t, used); got.ErrCode != 40163 {
+			t.Errorf("a used code after 5 minutes: %+v, want errcode 40163", got)
+		}
+		if got := w.exchange(t, w.code(t, "dave", "snapshot")); got.IsSnapshotUser != 1 {
+			t.Errorf("a snapshot page's code: %+v", got)
+		}
+		if got := w.exchange(t, w.code(t, "erin", "decline")); got.ErrCode != 40029 {
+			t.Errorf("the code of who declined: %+v", got)
+		}
+	})
+}
+
+func TestSimulatedProfileIsForUserinfoScope(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "WECHAT_SCOPE=snsapi_userinfo")
+		token := w.exchange(t, w.code(t, "alice", "allow")).AccessToken
+		ask := func() answer {
+			return w.ask(t, "GET", "/sns/userinfo?lang=zh_CN&openid=alice&access_token="+token, "")
+		}
+		got := ask()
+		if got.OpenID != "alice" || got.Nickname == "" || got.UnionID == "" {
+			t.Errorf("%+v", got)
+		}
+		avatar, err := url.Parse(got.HeadImgURL)
+		must(t, err)
+		if out := w.do("GET", avatar.Path, ""); out.Code != 200 || out.Header().Get("Content-Type") != "image/svg+xml" {
+			t.Errorf("the avatar: %d %s", out.Code, out.Header().Get("Content-Type"))
+		}
+		time.Sleep(2*time.Hour + 1)
+		if got := ask(); got.ErrCode != 40001 {
+			t.Errorf("after two hours: %+v", got)
+		}
+	})
+}
+
+func TestSimulatedAuthorizePageIsParticular(t *testing.T) {
+	w := newWorld(t)
+	const page = "/demo/connect/oauth2/authorize?"
+	const appID, redirect, code, scope, state = "appid=" + demoAppID, "&redirect_uri=http%3A%2F%2F127.0.0.1%3A80%2Fwechat%2Faccessusercode",
+		"&response_type=code", "&scope=snsapi_base", "&state="
+	for _, test := range []struct {
+		name, link string
+		status     int
+		want       string // on the page
+	}{
+		{"as it should be", page + appID + redirect + code + scope + state + "a1", 200, "允许 Allow"},
+		{"the other scope", page + appID + redirect + code + "&scope=snsapi_userinfo" + state + "a1", 200, "允许 Allow"},
+		{"state of 128", page + appID + redirect + code + scope + state + strings.Repeat("a", 128), 200, "允许 Allow"},
+		{"state of 129", page + appID + redirect + code + scope + state + strings.Repeat("a", 129), 400, "空白页"},
+		{"state with a hyphen", page + appID + redirect + code + scope + state + "a-1", 400, "空白页"},
+		{"state with an escape", page + appID + redirect + code + scope + state + "%61", 400, "空白页"},
+		{"scope and response_type swapped", page + appID + redirect + scope + code + state + "a1", 400, "空白页"},
+		{"state first", page + "state=a1&" + appID + redirect + code + scope, 400, "空白页"},
+		{"in alphabetical order, as url.Values has it", page + url.Values{"appid": {demoAppID}, "redirect_uri": {"http://127.0.0.1:80/"},
+			"response_type": {"code"}, "scope": {"snsapi_base"}, "state": {"a1"}, "forcePopup": {"true"}}.Encode(), 400, "空白页"},
+		{"one parameter more", page + appID + redirect + code + scope + state + "a1&lang=zh_CN", 400, "空白页"},
+		{"no parameters", page[:len(page)-1], 400, "空白页"},
+		{"no appid", page + redirect[1:] + code + scope + state + "a1", 400, "空白页"},
+		{"no redirect_uri", page + appID + code + scope + state + "a1", 400, "空白页"},
+		{"another response_type", page + appID + redirect + "&response_type=token" + scope + state + "a1", 400, "空白页"},
+		{"another scope", page + appID + redirect + code + "&scope=snsapi_login" + state + "a1", 400, "空白页"},
+		{"wrong appid", page + "appid=wx1" + redirect + code + scope + state + "a1", 400, "10003 appid"},
+		{"foreign redirect_uri", page + appID + "&redirect_uri=https%3A%2F%2Fmallory.example%2F" + code + scope + state + "a1", 400, "10003 redirect_uri"},
+		{"redirect_uri to another port", page + appID + "&redirect_uri=http%3A%2F%2F127.0.0.1%3A8080%2F" + code + scope + state + "a1", 400, "10003 redirect_uri"},
+		{"redirect_uri to ours as a user name", page + appID + "&redirect_uri=http%3A%2F%2F127.0.0.1%3A80%40mallory.example%2F" + code + scope + state + "a1", 400, "10003 redirect_uri"},
+		{"redirect_uri to us over https", page + appID + "&redirect_uri=https%3A%2F%2F127.0.0.1%3A80%2F" + code + scope + state + "a1", 400, "10003 redirect_uri"},
+		{"redirect_uri unescaped", page + appID + "&redirect_uri=http://127.0.0.1:80/" + code + scope + state + "a1", 400, "10003 redirect_uri"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			looked := w.do("GET", test.link, "")
+			if looked.Code != test.status || !strings.Contains(looked.Body.String(), test.want) || strings.Contains(looked.Body.String(), "<form") != (test.status == 200) {
+				t.Errorf("%d %s, want %d and %q", looked.Code, looked.Body, test.status, test.want)
+			}
+			pressed := w.press(test.link, "alice", "allow")
+			if back := pressed.Header().Get("Location"); (back != "") != (test.status == 200) || test.status != 200 && pressed.Code != test.status {
+				t.Errorf("after Allow: %d, back to %q", pressed.Code, back)
+			}
+		})
+	}
+}
+
+func TestSimulatedPhoneSaysThatAQRCodeHasExpired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		idle, scanned := w.begin(t, "getloginqr"), w.begin(t, "getloginqr")
+		time.Sleep(5*time.Minute - 1)
+		if status, shown := w.scan(scanned.Ticket, "alice", "scan"); status != 200 {
+			t.Errorf("in its last moment: %d %s", status, shown)
+		}
+		if out := w.do("GET", idle.URL, ""); out.Code != 200 {
+			t.Errorf("in its last moment: %d %s", out.Code, out.Body)
+		}
+		time.Sleep(2 * time.Nanosecond)
+		const expired = "二维码已过期"
+		for name, out := range map[string]*httptest.ResponseRecorder{
+			"opened": w.do("GET", idle.URL, ""), "pressed": w.press(idle.URL, "alice", "scan"), "unknown": w.do("GET", "/demo/q/x", ""),
+		} {
+			if out.Code != 400 || !strings.Contains(out.Body.String(), expired) || strings.Contains(out.Body.String(), "<form") {
+				t.Errorf("%s: %d %s", name, out.Code, out.Body)
+			}
+		}
+		if status, shown := w.scan(scanned.Ticket, "bob", "scan"); status != 400 || !strings.Contains(shown, expired) {
+			t.Errorf("scanned while its result is still there: %d %s", status, shown)
+		}
+		if status, _ := w.scan(idle.Ticket, "bob", "scan"); status != 404 {
+			t.Errorf("scanned without a ticket: %d", status)
+		}
+	})
+}
+
+func TestSimulatedTicketsMustBeEscaped(t *testing.T) {
+	w := newWorld(t)
+	qr := w.create(t, w.stableToken(t))
+	for _, c := range []string{"+", "/", "="} {
+		if !strings.Contains(qr.Ticket, c) {
+			t.Errorf("ticket %q has no %s", qr.Ticket, c)
+		}
+	}
+	const picture = "/demo/cgi-bin/showqrcode?ticket="
+	for _, test := range []struct {
+		name, target string
+		status       int
+	}{
+		{"escaped", picture + url.QueryEscape(qr.Ticket), 200},
+		{"not escaped", picture + qr.Ticket, 404},
+		{"unknown", picture + "x", 404},
+		{"none", picture, 404},
+		{"the id of its link", picture + qr.URL[strings.LastIndex(qr.URL, "/")+1:], 404},
+	} {
+		if out := w.do("GET", test.target, ""); out.Code != test.status || (test.status == 200) != (out.Header().Get("Content-Type") == "image/png") {
+			t.Errorf("%s: %d %s, want %d", test.name, out.Code, out.Header().Get("Content-Type"), test.status)
+		}
+	}
+}
+
+func TestSimulatedPhoneLimitsTheOpenID(t *testing.T) {
+	for _, begin := range []string{"getloginqr", "getauthqr"} {
+		for openID, status := range map[string]int{
+			"": 400, "a": 200, strings.Repeat("a", 64): 200, strings.Repeat("a", 65): 400, strings.Repeat("爱", 21): 200, strings.Repeat("爱", 22): 400,
+			"<b>]]>&amp;\"'": 200,
+		} {
+			w := newWorld(t)
+			qr := w.begin(t, begin)
+			got, shown := w.scan(qr.Ticket, openID, "")
+			if got != status || (status == 400) != strings.Contains(shown, "1 to 64") {
+				t.Errorf("%s by %q: %d %s, want %d", begin, openID, got, shown, status)
+			}
+			if answer := w.check(t, qr.Ticket, ""); answer.Login != (status == 200) || status == 200 && answer.OpenID != openID {
+				t.Errorf("%s by %q: %+v", begin, openID, answer)
+			}
+		}
+	}
+}
+
+func TestSimulatedScanOfAnUnknownTicketIs404(t *testing.T) {
+	w := newWorld(t)
+	w.begin(t, "getloginqr")
+	auth := w.begin(t, "getauthqr")
+	for name, ticket := range map[string]string{"none": "", "unknown": "x", "a digest": digest(auth.Ticket), "never issued here": w.create(t, w.stableToken(t)).Ticket} {
+		if status, shown := w.scan(ticket, "alice", ""); status != 404 || !strings.Contains(shown, "no such ticket") {
+			t.Errorf("%s: %d %q, want 404", name, status, shown)
+		}
+	}
+}
+
+func TestSimulatedPhoneEscapesWhatItShows(t *testing.T) {
+	w := newWorld(t)
+	link := "/demo/connect/oauth2/authorize?appid=" + demoAppID + "&redirect_uri=http%3A%2F%2F127.0.0.1%3A80%2F%<b&response_type=code&scope=snsapi_base&state=a"
+	shown := w.press(link, "alice", "allow")
+	if page := shown.Body.String(); shown.Code != 400 || !strings.Contains(page, "%&lt;b") || strings.Contains(page, "%<b") {
+		t.Errorf("an error: %d %s", shown.Code, page)
+	}
+	qr := w.begin(t, "getloginqr")
+	w.handler = answering(w.handler, func(w http.ResponseWriter) {
+		io.WriteString(w, "<xml><Content>&lt;script&gt;alert(1)&lt;/script&gt;</Content></xml>")
+	})
+	shown = w.press(qr.URL, "alice", "scan")
+	if page := shown.Body.String(); shown.Code != 200 || !strings.Contains(page, "&lt;script&gt;") || strings.Contains(page, "<script") {
+		t.Errorf("a reply: %d %s", shown.Code, page)
+	}
+	if got := shown.Header().Get("Content-Type"); got != "text/html; charset=utf-8" {
+		t.Errorf("Content-Type %q", got)
+	}
+}
+
+// answering lets answer, and not h, answer pushes.
+func answering(h http.Handler, answer func(http.ResponseWriter)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/wechat/message" {
+			answer(w)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+func TestSimulatedPhoneShowsWhatTheServerReplies(t *testing.T) {
+	const fault = "该公众号提供的服务出现故障"
+	for _, test := range []struct {
+		name, body, sealed string // sealed: WECHAT_AES_KEY
+		status             int
+		phone              int
+		want               string
+	}{
+		{"success", "success", "", 200, 200, "no reply"},
+		{"nothing", "", "", 200, 200, "no reply"},
+		{"a passive reply", "<xml><Content><![CDATA[hello]]></Content></xml>", "", 200, 200, "hello"},
+		{"Success", "Success", "", 200, 400, fault},
+		{"success and a line's end", "success\n", "", 200, 400, fault},
+		{"JSON", `{"errcode":0}`, "", 200, 400, fault},
+		{"HTML", "<html></html>", "", 200, 400, fault},
+		{"a passive reply and more", "<xml></xml>x", "", 200, 400, fault},
+		{"another status", "success", "", 500, 400, fault},
+		{"no content", "", "", 204, 400, fault},
+		{"a redirect", "", "", 302, 400, fault},
+		{"success, in safe mode", "success", docKey, 200, 200, "no reply"},
+		{"an open reply, in safe mode", "<xml><Content>hello</Content></xml>", docKey, 200, 400, "bad signature"},
+		{"a badly signed reply, in safe mode", "<xml><Encrypt>x</Encrypt><MsgSignature>x</MsgSignature></xml>", docKey, 200, 400, "bad signature"},
+		{"a signed reply that does not open", "<xml><Encrypt>x</Encrypt><MsgSignature>" + signature(testToken, "x") + "</MsgSignature></xml>", docKey, 200, 400, errSealed.Error()},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld(t, "WECHAT_AES_KEY="+test.sealed)
+			qr, pushes := w.begin(t, "getloginqr"), 0
+			w.handler = answering(w.handler, func(rw http.ResponseWriter) {
+				pushes++
+				rw.Header().Set("Location", "/healthz")
+				rw.WriteHeader(test.status)
+				io.WriteString(rw, strings.Replace(test.body, "SIGNED", signature(w.config.token, "x"), 1))
+			})
+			status, shown := w.scan(qr.Ticket, "alice", "scan")
+			if status != test.phone || !strings.Contains(shown, test.want) || pushes != 1 {
+				t.Errorf("%d %q after %d pushes, want %d %q after 1", status, shown, pushes, test.phone, test.want)
+			}
+		})
+	}
+}
+
+func TestSimulatedPushIsSentThreeTimesIfNotAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		qr := w.begin(t, "getloginqr")
+		var pushes []string
+		routes := w.handler
+		patience := 5*time.Second + 1 // of the server's answer to each push
+		w.handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/wechat/message" {
+				body, _ := io.ReadAll(r.Body)
+				pushes = append(pushes, r.URL.RawQuery+string(body))
+				time.Sleep(patience)
+				io.WriteString(rw, "success")
+				return
+			}
+			routes.ServeHTTP(rw, r)
+		})
+		start := time.Now()
+		if status, shown := w.scan(qr.Ticket, "alice", "scan"); status != 400 || !strings.Contains(shown, "出现故障") || time.Since(start) != 15*time.Second {
+			t.Errorf("%d %q after %v", status, shown, time.Since(start))
+		}
+		if len(pushes) != 3 || len(slices.Compact(pushes)) != 1 {
+			t.Errorf("%d pushes, want 3 of the same: %q", len(pushes), pushes)
+		}
+		pushes, patience = nil, 5*time.Second-1
+		if status, shown := w.scan(qr.Ticket, "alice", "scan"); status != 200 || len(pushes) != 1 {
+			t.Errorf("%d %q after %d pushes", status, shown, len(pushes))
+		}
+		time.Sleep(time.Minute) // until the unanswered have ended
+	})
+}
+
+func TestSimulatorsMemoryIsBounded(t *testing.T) {
+	d := newDemo(config{}, nil, nil)
+	for i := range maxGrants + 1000 {
+		d.issueLocked(strconv.Itoa(i), time.Hour, grant{kind: "qr"})
+	}
+	if got := len(d.grants.entries); got != maxGrants {
+		t.Errorf("%d grants, want %d", got, maxGrants)
+	}
+}
+
+func TestSimulatorForgetsWhatHasLongExpired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDemo(config{}, nil, nil)
+		d.issueLocked("kept", 24*time.Hour, grant{kind: "qr"})
+		for i := range 20_000 { // some 600 at a time have not long expired
+			d.issueLocked(strconv.Itoa(i), time.Second, grant{kind: "qr"})
+			time.Sleep(time.Second)
+		}
+		if got := len(d.grants.entries); got > 2000 {
+			t.Errorf("%d grants are kept", got)
+		}
+		if d.granted("kept").kind != "qr" {
+			t.Error("a live grant is forgotten")
+		}
+	})
+}

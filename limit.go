@@ -1,0 +1,154 @@
+package main
+
+import (
+	"crypto/sha256"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A memory keeps values by key, each until it is due, and at most max of them:
+// over that, any one is forgotten.
+type memory[V any] struct {
+	max     int
+	prune   int // the size at which to look for what is due
+	entries map[string]dueValue[V]
+}
+
+type dueValue[V any] struct {
+	value V
+	due   time.Time
+}
+
+func newMemory[V any](max int) memory[V] {
+	return memory[V]{max: max, entries: make(map[string]dueValue[V])}
+}
+
+// get returns a value that is not due yet.
+func (m *memory[V]) get(key string) (v V, ok bool) {
+	e, ok := m.entries[key]
+	if !ok || !time.Now().Before(e.due) {
+		return v, false
+	}
+	return e.value, true
+}
+
+// put looks through the whole memory only when it has doubled since the last time.
+func (m *memory[V]) put(key string, v V, life time.Duration) {
+	now := time.Now()
+	if len(m.entries) >= m.prune {
+		for key, e := range m.entries {
+			if !now.Before(e.due) {
+				delete(m.entries, key)
+			}
+		}
+		m.prune = max(1000, 2*len(m.entries))
+	}
+	for other := range m.entries {
+		if len(m.entries) < m.max {
+			break
+		}
+		delete(m.entries, other)
+	}
+	m.entries[key] = dueValue[V]{v, now.Add(life)}
+}
+
+// A limiter lets each key pass rate times in any minute.
+type limiter struct {
+	rate int // 0 lets everything pass
+
+	mu     sync.Mutex // guards passed
+	passed memory[[]time.Time]
+}
+
+// maxKeys bounds a limiter's memory: some 30 MB if each has passed 60 times.
+const maxKeys = 20_000
+
+func newLimiter(rate int) *limiter {
+	return &limiter{rate: rate, passed: newMemory[[]time.Time](maxKeys)}
+}
+
+// pass returns 0 if the key may pass now, else how long it must wait.
+func (l *limiter) pass(key string) time.Duration {
+	if l.rate == 0 {
+		return 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	times, _ := l.passed.get(key)
+	if len(times) == l.rate {
+		if wait := times[0].Add(time.Minute).Sub(now); wait > 0 {
+			return wait
+		}
+		times = times[1:]
+	}
+	l.passed.put(key, append(times, now), time.Minute)
+	return 0
+}
+
+// client returns who asks, for a limiter: an IPv4 address, or the /64 of an IPv6
+// address, since that much is one customer's. Behind loopback (nginx, an ngrok
+// agent) and the trusted proxies it is the last hop of X-Forwarded-For that is
+// none of these. ok is false for a loopback peer that forwards for nobody.
+func client(r *http.Request, trusted []netip.Prefix) (key string, ok bool) {
+	isProxy := func(addr netip.Addr) bool {
+		return addr.IsLoopback() || slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(addr) })
+	}
+	host, _, _ := net.SplitHostPort(r.RemoteAddr)
+	addr, _ := netip.ParseAddr(host)
+	addr = addr.Unmap().WithZone("")
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for isProxy(addr) && len(hops) > 0 {
+		hop, err := netip.ParseAddr(strings.TrimSpace(hops[len(hops)-1]))
+		if err != nil {
+			break
+		}
+		addr, hops = hop.Unmap().WithZone(""), hops[:len(hops)-1]
+	}
+	if addr.Is6() && !addr.IsLoopback() {
+		if prefix, err := addr.Prefix(64); err == nil {
+			return prefix.String(), true
+		}
+	}
+	return addr.String(), !addr.IsLoopback()
+}
+
+// A pushGuard knows the pushes that have come lately. WeChat's plain signature
+// does not cover the body, so whoever has seen one could sign anything with it.
+type pushGuard struct {
+	maxSkew time.Duration // how old or early a push may be; 0 does not look
+
+	mu     sync.Mutex // guards bodies
+	bodies memory[[sha256.Size]byte]
+}
+
+// maxPushes bounds a pushGuard's memory, to some 20 MB.
+const maxPushes = 100_000
+
+func newPushGuard(maxSkew time.Duration) *pushGuard {
+	return &pushGuard{maxSkew: maxSkew, bodies: newMemory[[sha256.Size]byte](maxPushes)}
+}
+
+// fresh tells whether a push's timestamp, in Unix seconds, is within maxSkew.
+func (g *pushGuard) fresh(seconds int64) bool {
+	return g.maxSkew == 0 || time.Since(time.Unix(seconds, 0)).Abs() <= g.maxSkew
+}
+
+// admit tells whether a signature carries a body for the first time. forged is
+// true if it has carried another.
+func (g *pushGuard) admit(signature string, body []byte) (first, forged bool) {
+	sum := sha256.Sum256(body)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if earlier, seen := g.bodies.get(signature); seen {
+		return false, earlier != sum
+	}
+	// A signature can be fresh from maxSkew before its time to maxSkew after it.
+	g.bodies.put(signature, sum, max(2*g.maxSkew, time.Hour))
+	return true, false
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"fmt"
+	"net/http/httptest"
+	"net/netip"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestMemoryKeepsWhatIsNotDueUpToItsCap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory[int](10_000)
+		m.put("kept", 7, time.Hour)
+		for i := range 50_000 { // a thousand are live at any time
+			m.put(strconv.Itoa(i), i, time.Second)
+			time.Sleep(time.Millisecond)
+		}
+		if v, ok := m.get("kept"); !ok || v != 7 || len(m.entries) > 2100 {
+			t.Errorf("%d, %v, among %d", v, ok, len(m.entries))
+		}
+		if _, ok := m.get("49001"); !ok {
+			t.Error("forgotten before it is due")
+		}
+		time.Sleep(time.Second)
+		if _, ok := m.get("49999"); ok {
+			t.Error("remembered when it is due")
+		}
+		for i := range 30_000 {
+			m.put(strconv.Itoa(i), i, time.Hour)
+			if v, ok := m.get(strconv.Itoa(i)); !ok || v != i || len(m.entries) > 10_000 {
+				t.Fatalf("%d, %v, among %d", v, ok, len(m.entries))
+			}
+		}
+	})
+}
+
+func TestLimiterHoldsInEveryMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(5)
+		var passed []time.Time
+		for range 1000 {
+			wait := l.pass("a")
+			if wait == 0 {
+				passed = append(passed, time.Now())
+			} else {
+				time.Sleep(wait - time.Nanosecond)
+				if l.pass("a") == 0 {
+					t.Fatal("passes before the wait is over")
+				}
+				time.Sleep(time.Nanosecond)
+			}
+			time.Sleep(time.Duration(len(passed)%7) * time.Second)
+		}
+		for i := 5; i < len(passed); i++ {
+			if gap := passed[i].Sub(passed[i-5]); gap < time.Minute {
+				t.Fatalf("6 passes within %v", gap)
+			}
+		}
+		if l.pass("b") != 0 {
+			t.Error("one key's passes count for another")
+		}
+	})
+	for range 1000 {
+		if newLimiter(0).pass("a") != 0 {
+			t.Fatal("a rate of 0 limits")
+		}
+	}
+}
+
+func TestClient(t *testing.T) {
+	trusted := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}
+	for _, test := range []struct {
+		peer, forwarded string
+		want            string // "" is not limited
+	}{
+		{"203.0.113.7:1", "", "203.0.113.7"},
+		{"203.0.113.7:1", "198.51.100.1", "203.0.113.7"}, // anybody can send the header
+		{"[::ffff:203.0.113.7]:1", "", "203.0.113.7"},
+		{"[2001:db8:1:2:3:4:5:6]:1", "", "2001:db8:1:2::/64"},
+		{"[2001:db8:1:2:ffff::1]:1", "", "2001:db8:1:2::/64"},
+		{"[fe80::1%eth0]:1", "", "fe80::/64"},
+		{"127.0.0.1:1", "", ""},
+		{"[::1]:1", "", ""},
+		{"127.0.0.1:1", "198.51.100.1", "198.51.100.1"},
+		{"[::1]:1", "1.1.1.1, 198.51.100.1", "198.51.100.1"},
+		{"127.0.0.1:1", "1.1.1.1,198.51.100.1,10.1.2.3", "198.51.100.1"}, // through two proxies
+		{"127.0.0.1:1", "nonsense", ""},
+		{"127.0.0.1:1", "2001:db8::1", "2001:db8::/64"},
+		{"10.1.2.3:1", "198.51.100.1", "198.51.100.1"},
+		{"10.1.2.3:1", "", "10.1.2.3"},
+		{"10.1.2.3:1", "nonsense", "10.1.2.3"},
+		{"[fd00::5]:1", "198.51.100.1", "198.51.100.1"},
+		{"11.1.2.3:1", "198.51.100.1", "11.1.2.3"},
+	} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.RemoteAddr = test.peer
+		if test.forwarded != "" {
+			r.Header.Set("X-Forwarded-For", test.forwarded)
+		}
+		if key, ok := client(r, trusted); ok != (test.want != "") || ok && key != test.want {
+			t.Errorf("%s for %q: %q, %v, want %q", test.peer, test.forwarded, key, ok, test.want)
+		}
+	}
+	r := httptest.NewRequest("GET", "/", nil)
+	r.RemoteAddr, r.Header["X-Forwarded-For"] = "127.0.0.1:1", []string{"198.51.100.1", "198.51.100.2"}
+	if key, _ := client(r, nil); key != "198.51.100.2" {
+		t.Errorf("two headers: %q, want the last one's", key)
+	}
+}
+
+func TestLimitersMemoryIsBounded(t *testing.T) {
+	l, g := newLimiter(60), newPushGuard(time.Minute)
+	for i := range maxPushes + 1000 {
+		l.pass(strconv.Itoa(i))
+		g.admit(strconv.Itoa(i), nil)
+	}
+	if len(l.passed.entries) > maxKeys || len(g.bodies.entries) > maxPushes {
+		t.Errorf("%d clients and %d pushes are kept", len(l.passed.entries), len(g.bodies.entries))
+	}
+}
+
+func TestPushGuard(t *testing.T) {
+	g := newPushGuard(10 * time.Minute)
+	for i, test := range []struct {
+		signature, body string
+		first, forged   bool
+	}{
+		{"s1", "a", true, false}, {"s1", "a", false, false}, {"s1", "b", false, true}, {"s1", "a", false, false}, {"s2", "a", true, false},
+	} {
+		if first, forged := g.admit(test.signature, []byte(test.body)); first != test.first || forged != test.forged {
+			t.Errorf("%d: admit = %v, %v, want %v, %v", i, first, forged, test.first, test.forged)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		g := newPushGuard(10 * time.Minute)
+		sent := time.Now().Add(10 * time.Minute) // as early as it may be
+		g.admit("s", []byte("a"))
+		for g.fresh(sent.Unix()) {
+			if _, forged := g.admit("s", []byte("b")); !forged {
+				t.Fatal(fmt.Sprint("a signature is forgotten while it is fresh, at ", time.Until(sent)))
+			}
+			time.Sleep(time.Minute)
+		}
+	})
+}
