@@ -403,15 +403,16 @@ func TestBrowserRecoversAConnectionLostForLongerThanACodeLives(t *testing.T) {
 
 func TestBrowserTellsAnErrorInPlainWords(t *testing.T) {
 	b := browse(t, "-max-tickets", "1", "-ttl", "4s")
+	b.resize(900, 760)
 	b.open("/static/html/loginsucceed.html") // a browser's first page takes longest
 	var taken qrAnswer
 	fetchJSON(t, "GET", b.base+"/wechat/getauthqr", &taken)
 	b.open("/")
 	b.wait(pageStatus, "Too many people are logging in. Try again in a moment.")
+	b.screenshot("error")
 	if got, want := b.tabStops(), "Scan and follow, Web authorization, Try again"; got != want {
 		t.Errorf("Tab reaches %q, want %q", got, want)
 	}
-	b.screenshot("error")
 	var answer pollAnswer
 	fetchJSON(t, "GET", b.base+"/wechat/checklogin?wait=25&ticket="+taken.Ticket, &answer)
 	if answer.Status != statusExpired {
@@ -459,7 +460,7 @@ func TestBrowserFitsEveryPage(t *testing.T) {
 		b.open(strings.TrimPrefix(b.script("document.querySelector('.wxscan-demo').href"), b.base))
 	}
 	const (
-		scheme   = "(getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).every((c) => c < 64) ? 'dark' : 'light')"
+		ground   = "(getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).every((c) => c < 64) ? 'dark' : 'light')"
 		overflow = "(document.documentElement.scrollWidth - document.documentElement.clientWidth)"
 	)
 	for _, language := range []string{"en", "zh-CN"} {
@@ -479,12 +480,12 @@ func TestBrowserFitsEveryPage(t *testing.T) {
 		} {
 			page.open()
 			b.wait(page.whole, "true")
-			for _, want := range []string{"light", "dark"} {
-				b.prefer(want)
-				b.wait(scheme, want)
+			for _, scheme := range []string{"light", "dark"} {
+				b.prefer(scheme)
+				b.wait(ground, scheme)
 				for width, height := range map[int]int{900: 760, 375: 667, 320: 568} {
 					b.resize(width, height)
-					name := fmt.Sprintf("%s-%s-%s-%d", page.name, language, want, width)
+					name := fmt.Sprintf("%s-%s-%s-%d", page.name, language, scheme, width)
 					if got, want := b.script("innerWidth + ' + ' + "+overflow), strconv.Itoa(width)+" + 0"; got != want {
 						t.Errorf("%s: the page is %s pixels wide, want %s", name, got, want)
 					}

@@ -499,14 +499,17 @@ func TestSimulatedPushIsSentThreeTimesIfNotAnswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		qr := w.begin(t, "getloginqr")
-		var pushes []string
 		routes := w.handler
-		patience := 5*time.Second + 1 // of the server's answer to each push
+		var pushes []string                      // guarded by w.mu, as is takes
+		takes := 5*time.Second + time.Nanosecond // the server, to answer a push
 		w.handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/wechat/message" {
 				body, _ := io.ReadAll(r.Body)
+				w.mu.Lock()
 				pushes = append(pushes, r.URL.RawQuery+string(body))
-				time.Sleep(patience)
+				pause := takes
+				w.mu.Unlock()
+				time.Sleep(pause)
 				io.WriteString(rw, "success")
 				return
 			}
@@ -516,10 +519,12 @@ func TestSimulatedPushIsSentThreeTimesIfNotAnswered(t *testing.T) {
 		if status, shown := w.scan(qr.Ticket, "alice", "scan"); status != 400 || !strings.Contains(shown, "出现故障") || time.Since(start) != 15*time.Second {
 			t.Errorf("%d %q after %v", status, shown, time.Since(start))
 		}
+		w.mu.Lock()
 		if len(pushes) != 3 || len(slices.Compact(pushes)) != 1 {
 			t.Errorf("%d pushes, want 3 of the same: %q", len(pushes), pushes)
 		}
-		pushes, patience = nil, 5*time.Second-1
+		pushes, takes = nil, 5*time.Second-time.Nanosecond
+		w.mu.Unlock()
 		if status, shown := w.scan(qr.Ticket, "alice", "scan"); status != 200 || len(pushes) != 1 {
 			t.Errorf("%d %q after %d pushes", status, shown, len(pushes))
 		}

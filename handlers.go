@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"embed"
@@ -10,11 +9,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"html"
 	"io"
 	"log/slog"
 	"math"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -47,13 +48,17 @@ type server struct {
 	tickets *store
 	wechat  *wechat
 	pushes  *pushGuard
-	askers  *limiter     // who asks for QR codes, by client
-	talk    *limiter     // log lines that strangers can cause, by kind
+	askers  *limiter // who asks for QR codes, by client
+	talk    *limiter // log lines that strangers can cause, by kind
+	signer  *signer
 	demo    http.Handler // the simulator, or nil
 }
 
 func newServer(config config, log *slog.Logger) *server {
-	return &server{config: config, log: log, tickets: newStore(config.ttl, config.maxTickets),
+	tickets := newStore(config.ttl, config.maxTickets)
+	tickets.confirm = config.confirm
+	return &server{config: config, log: log, tickets: tickets,
+		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID, ttl: config.sessionTTL},
 		wechat: &wechat{config: config, client: newHTTPClient(), log: log},
 		pushes: newPushGuard(config.maxSkew), askers: newLimiter(config.qrRate), talk: newLimiter(60)}
 }
@@ -78,13 +83,20 @@ func (s *server) routes() http.Handler {
 	handle("GET /wechat/qr.txt", s.draw(plainText, qrText))
 	handle("GET /wechat/checklogin", s.poll)
 	handle("GET /wechat/accessusercode", s.callback)
-	handle("GET /{$}", s.page)
+	handle("GET /wechat/confirm", s.askPhone)
+	handle("POST /wechat/confirm", s.hearPhone)
+	handle("GET /wechat/session", s.session)
+	handle("POST /wechat/logout", s.logout)
+	handle("GET /{$}", s.loginPage)
 	handle("GET /static/", s.page)
 	handle("GET /healthz", s.health)
+	if s.config.verifyFile != "" {
+		handle("GET /"+s.config.verifyFile, s.ownership)
+	}
 	if s.demo != nil {
 		mux.Handle("/demo/", s.demo)
 	}
-	return secure(http.MaxBytesHandler(mux, maxBody))
+	return secure(s.crossOrigin(http.MaxBytesHandler(mux, maxBody)))
 }
 
 // secure sets the security headers of every answer. Pictures may come from
@@ -98,6 +110,33 @@ func secure(h http.Handler) http.Handler {
 		header.Set("X-Frame-Options", "DENY")
 		header.Set("Referrer-Policy", "no-referrer")
 		h.ServeHTTP(w, r)
+	})
+}
+
+// crossOrigin lets the front ends of ALLOWED_ORIGINS use what a login takes,
+// and keeps all other sites from what changes state.
+func (s *server) crossOrigin(h http.Handler) http.Handler {
+	protection := http.NewCrossOriginProtection()
+	protection.AddInsecureBypassPattern("POST /wechat/message") // signed, and WeChat is no browser
+	protected := protection.Handler(h)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/wechat/getloginqr", "/wechat/getauthqr", "/wechat/checklogin", "/wechat/session":
+			if len(s.config.allowedOrigins) > 0 {
+				w.Header().Add("Vary", "Origin")
+			}
+			if origin := r.Header.Get("Origin"); slices.Contains(s.config.allowedOrigins, origin) {
+				w.Header().Set("Access-Control-Allow-Origin", origin)
+				w.Header().Set("Access-Control-Allow-Credentials", "true")
+				if r.Method == http.MethodOptions {
+					w.Header().Set("Access-Control-Allow-Headers", "Authorization")
+					w.Header().Set("Access-Control-Max-Age", "600")
+					w.WriteHeader(http.StatusNoContent)
+					return
+				}
+			}
+		}
+		protected.ServeHTTP(w, r)
 	})
 }
 
@@ -140,9 +179,15 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 	}
 	now := time.Now()
 	_, site, _ := strings.Cut(s.config.publicURL, "://")
-	reply, err := textReply(push, now, fmt.Sprintf("您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n"+
-		"You have logged in to %[1]s (%[2]s Beijing time). If this was not you, tell the site, and scan no codes that others send you.",
-		site, now.In(beijing).Format("15:04")))
+	text := "您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n" +
+		"You have logged in to %[1]s (%[2]s Beijing time). If this was not you, tell the site, and scan no codes that others send you."
+	t, _ := s.tickets.find(digest(push.Ticket))
+	confirm := s.confirmURL(t)
+	if confirm != "" {
+		text = "有人请求以您的身份登录 %[1]s（%[2]s）。<a href=\"%[3]s\">查看并确认</a>。如非本人操作，请勿理会。\n" +
+			"Somebody asks to log in to %[1]s as you (%[2]s Beijing time). <a href=\"%[3]s\">Look and confirm</a>; if it is not you, do nothing."
+	}
+	reply, err := textReply(push, now, fmt.Sprintf(text, site, now.In(beijing).Format("15:04"), confirm))
 	if err != nil {
 		return err
 	}
@@ -215,7 +260,7 @@ func (s *server) beginScan(w http.ResponseWriter, r *http.Request) error {
 	}
 	ticket, says, err := s.wechat.createQR(r.Context(), rand.Text(), s.config.ttl)
 	if err == nil {
-		err = s.tickets.begin(ticket, flowScan, says)
+		err = s.tickets.begin(ticket, flowScan, says, s.asker(r))
 	}
 	if err != nil {
 		return err
@@ -226,7 +271,7 @@ func (s *server) beginScan(w http.ResponseWriter, r *http.Request) error {
 // beginAuth begins flow B. It asks nothing of WeChat.
 func (s *server) beginAuth(w http.ResponseWriter, r *http.Request) error {
 	ticket := rand.Text()
-	if err := s.tickets.begin(ticket, flowAuth, ""); err != nil {
+	if err := s.tickets.begin(ticket, flowAuth, "", s.asker(r)); err != nil {
 		return err
 	}
 	picture := s.config.publicURL + "/wechat/qr.png?ticket=" + url.QueryEscape(ticket)
@@ -259,6 +304,15 @@ func (s *server) draw(contentType string, draw func(text string) ([]byte, error)
 	}
 }
 
+// asker returns who asks for a ticket, if that is to be told to the phone.
+func (s *server) asker(r *http.Request) *asker {
+	if !s.config.confirm {
+		return nil
+	}
+	address, _ := client(r, s.config.trusted)
+	return describe(r, address)
+}
+
 // A pollAnswer tells a browser where its login stands. What does not apply is
 // left out.
 type pollAnswer struct {
@@ -269,6 +323,8 @@ type pollAnswer struct {
 	UnionID   string `json:"unionid,omitzero"`
 	Nickname  string `json:"nickname,omitzero"`
 	Avatar    string `json:"avatar,omitzero"`
+	Token     string `json:"token,omitzero"`  // a session
+	Number    string `json:"number,omitzero"` // that the phone shows too, to be confirmed
 }
 
 // poll tells where a login stands: at once, or with wait=S as soon as there is
@@ -281,37 +337,78 @@ func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 		// The server's ReadTimeout would end the request's context meanwhile.
 		http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait + readTimeout))
 	}
-	st := s.tickets.wait(r.Context(), digest(query.Get("ticket")), wait)
+	key := digest(query.Get("ticket"))
+	st := s.tickets.wait(r.Context(), key, status(query.Get("status")), wait)
 	answer := pollAnswer{Login: st.status == statusDone, Status: st.status,
 		OpenID: st.login.openID, UnionID: st.login.unionID, Nickname: st.login.nickname, Avatar: st.login.avatar}
-	if st.status == statusPending {
+	switch st.status {
+	case statusScanned:
+		t, _ := s.tickets.find(key)
+		answer.Number = t.number()
+		fallthrough
+	case statusPending:
 		answer.ExpiresIn = int(math.Ceil(time.Until(st.expires).Seconds()))
+	case statusDone:
+		var err error
+		if answer.Token, err = s.signer.sign(st.login, st.expires.Add(-resultTTL), digest("session of "+key)); err != nil {
+			return err
+		}
+		http.SetCookie(w, s.signer.cookie(answer.Token))
 	}
 	return writeJSON(w, http.StatusOK, answer)
+}
+
+// session tells whose session a request comes with: for applications, and for
+// the auth_request of nginx and its like, which look at the status and headers.
+func (s *server) session(w http.ResponseWriter, r *http.Request) error {
+	claims, err := s.signer.fromRequest(r)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("X-WeChat-OpenID", claims.OpenID)
+	w.Header().Set("X-WeChat-UnionID", claims.UnionID)
+	return writeJSON(w, http.StatusOK, struct {
+		OpenID    string `json:"openid"`
+		UnionID   string `json:"unionid,omitzero"`
+		Nickname  string `json:"nickname,omitzero"`
+		Avatar    string `json:"avatar,omitzero"`
+		ExpiresAt int64  `json:"expiresAt"` // Unix seconds
+	}{claims.OpenID, claims.UnionID, claims.Nickname, claims.Avatar, claims.Expires})
+}
+
+// logout makes the browser forget its session. The token itself, where it was
+// copied, is good until it expires: there is no list of sessions.
+func (s *server) logout(w http.ResponseWriter, r *http.Request) error {
+	http.SetCookie(w, s.signer.cookie(""))
+	w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 // callback is where the phone comes back to from the authorize page of flow B.
 func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 	target := "/static/html/loginsucceed.html"
-	if reason := s.redeem(r); reason != "" {
+	t, reason := s.redeem(r)
+	if reason != "" {
 		target = "/static/html/loginfailed.html?reason=" + reason
+	} else if confirm := s.confirmURL(t); confirm != "" {
+		target = confirm
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	http.Redirect(w, r, target, http.StatusSeeOther)
 	return nil
 }
 
-// redeem logs in whoever comes with a code. It returns "" after a login, else
-// the reason why there is none, for the phone's page.
-func (s *server) redeem(r *http.Request) (reason string) {
+// redeem logs in whoever comes with a code. After a login, or a claim of one,
+// reason is ""; else it tells the phone's page why there is none.
+func (s *server) redeem(r *http.Request) (t *ticket, reason string) {
 	query := r.URL.Query()
 	t, ok := s.tickets.find(query.Get("state"))
 	if !ok || t.flow != flowAuth {
-		return "expired"
+		return t, "expired"
 	}
 	code := query.Get("code")
 	if code == "" || code == "authdeny" {
-		return "denied"
+		return t, "denied"
 	}
 	err := s.tickets.redeem(t, code, func() (login, error) {
 		who, err := s.wechat.exchangeCode(r.Context(), code)
@@ -322,22 +419,39 @@ func (s *server) redeem(r *http.Request) (reason string) {
 	})
 	switch {
 	case err == nil:
-		return ""
+		return t, ""
 	case errors.Is(err, errSnapshot):
-		return "snapshot"
+		return t, "snapshot"
 	case errors.Is(err, errCodeUsed), hint(err) == hintUsed:
-		return "used"
+		return t, "used"
 	case hint(err) == hintInvalid:
-		return "expired"
+		return t, "expired"
 	}
-	return "unavailable"
+	return t, "unavailable"
 }
 
-// page serves the login page and its files. It lists no directory.
-func (s *server) page(w http.ResponseWriter, r *http.Request) error {
-	name := cmp.Or(strings.TrimPrefix(r.URL.Path, "/"), "static/index.html")
-	data, err := static.ReadFile(name)
+// loginPage serves the login page, which leads back to return_to, if that is safe.
+func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
+	page, err := static.ReadFile("static/index.html")
 	if err != nil {
+		return err
+	}
+	page = bytes.Replace(page, []byte(`data-return-to=""`), []byte(`data-return-to="`+html.EscapeString(returnTo(r.URL.RawQuery))+`"`), 1)
+	return write(w, http.StatusOK, "text/html; charset=utf-8", page)
+}
+
+// ownership shows WeChat the file by which an account proves that it owns our
+// domain; its content is a part of its name.
+func (s *server) ownership(w http.ResponseWriter, r *http.Request) error {
+	code := strings.TrimSuffix(strings.TrimPrefix(s.config.verifyFile, "MP_verify_"), ".txt")
+	return write(w, http.StatusOK, plainText, []byte(code))
+}
+
+// page serves the files of the pages. It lists no directory.
+func (s *server) page(w http.ResponseWriter, r *http.Request) error {
+	name := strings.TrimPrefix(r.URL.Path, "/")
+	data, err := static.ReadFile(name)
+	if err != nil || strings.HasSuffix(name, ".tmpl") {
 		return errNothingHere
 	}
 	sum := sha256.Sum256(data)
@@ -368,6 +482,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		{errSignature, 403, "bad_signature", "the signature is missing or wrong"},
 		{errTooLarge, 413, "too_large", "the body is too large"},
 		{errPush, 400, "bad_push", "the body is not a push of WeChat's"},
+		{errNoSession, 401, "no_session", "not logged in, or no longer"},
 		{errNothingHere, 404, "not_found", "there is nothing here, or no longer"},
 		{errTooManyTickets, 503, "too_many_tickets", "too many people are logging in; try again shortly"},
 		{errTimeout, 504, "wechat_timeout", "WeChat did not answer in time; try again"},
@@ -388,7 +503,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	} else if errors.Is(err, errTooManyTickets) {
 		w.Header().Set("Retry-After", "10")
 	}
-	if status == http.StatusNotFound {
+	if status == http.StatusNotFound || status == http.StatusUnauthorized {
 		level = slog.LevelDebug
 	}
 	if s.talk.pass(answer.Error) == 0 {

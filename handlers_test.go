@@ -352,10 +352,17 @@ func TestLogin(t *testing.T) {
 				if status, shown := w.scan(qr.Ticket, "alice", test.event); status != 200 || !strings.Contains(shown, test.shown) {
 					t.Errorf("the phone shows %d %q, want %q", status, shown, test.shown)
 				}
+				var tokens []string
 				for range 2 {
-					if got := w.check(t, qr.Ticket, ""); got != test.want {
+					got := w.check(t, qr.Ticket, "")
+					tokens = append(tokens, got.Token)
+					got.Token = ""
+					if got != test.want {
 						t.Errorf("poll: %+v, want %+v", got, test.want)
 					}
+				}
+				if claims, err := w.signer.verify(tokens[0]); (err == nil) != test.want.Login || tokens[0] != tokens[1] || err == nil && claims.OpenID != "alice" {
+					t.Errorf("tokens %q hold %+v, %v", tokens, claims, err)
 				}
 				if got := w.check(t, other.Ticket, ""); got.Login {
 					t.Errorf("another browser is logged in: %+v", got)
@@ -687,7 +694,7 @@ func TestRetryHasNoEffectOnALaterTicket(t *testing.T) {
 	w := newWorld(t)
 	query, push := w.signed(), pushXML("mallory", "SCAN", "s", "known-later")
 	w.do("POST", "/wechat/message?"+query, push)
-	must(t, w.tickets.begin("known-later", flowScan, "x"))
+	must(t, w.tickets.begin("known-later", flowScan, "x", nil))
 	if out := w.do("POST", "/wechat/message?"+query, push); out.Body.String() != "success" || w.check(t, "known-later", "").Login {
 		t.Errorf("a replay logs in: %s", out.Body)
 	}

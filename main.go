@@ -17,6 +17,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"flag"
 	"fmt"
@@ -28,6 +29,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -67,6 +69,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	}
 	server := newServer(config, log)
 	log.Info("listening", "addr", listener.Addr().String(), "url", config.publicURL)
+	if getenv("SESSION_SECRET") == "" && !config.demo {
+		log.Warn("SESSION_SECRET is not set: a restart logs everybody out")
+	}
 	if config.demo {
 		server.demo = newDemo(config, server.wechat.client, server.says)
 		log.Warn("DEMO: WeChat is simulated, and ANYONE CAN LOG IN AS ANYONE", "open", config.publicURL+"/")
@@ -123,6 +128,11 @@ type config struct {
 	maxSkew                   time.Duration  // of a push; 0 is any
 	qrRate                    int            // QR codes a minute for one client; 0 is any
 	trusted                   []netip.Prefix // proxies besides loopback
+	sessionSecrets            []string
+	sessionTTL                time.Duration // whole seconds
+	confirm                   bool          // a scan must be confirmed on the phone
+	allowedOrigins            []string
+	verifyFile                string // MP_verify_xxx.txt, or none
 	scope                     string
 	apiBase, openBase, mpBase string // no trailing slash
 	demo                      bool
@@ -140,6 +150,10 @@ func (c *config) simulate(listening *net.TCPAddr) {
 	c.openBase, c.mpBase = c.publicURL+"/demo", c.publicURL+"/demo"
 }
 
+func commaSeparated(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
 // parseConfig reads the settings: secrets from the environment, the rest from
 // flags, with the environment as their default. Its error is one line that
 // names the setting, what is wrong with it and where to get it right; it is
@@ -153,7 +167,7 @@ func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (c
 	}
 	flags := flag.NewFlagSet("wxscan", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	var ttl, maxTickets, maxSkew, qrRate, trusted string
+	var ttl, maxTickets, maxSkew, qrRate, trusted, sessionTTL, origins string
 	setting := func(p *string, name, env, byDefault, usage string) {
 		flags.StringVar(p, name, cmp.Or(getenv(env), byDefault), usage+" ("+env+")")
 	}
@@ -165,6 +179,11 @@ func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (c
 	setting(&maxSkew, "push-max-skew", "PUSH_MAX_SKEW", "10m", "`duration` by which a push may be old or early; 0 does not look")
 	setting(&qrRate, "qr-rate", "QR_RATE", "60", "`number` of QR codes a minute for one client; 0 is no limit")
 	setting(&trusted, "trusted-proxies", "TRUSTED_PROXIES", "", "`CIDRs` of proxies, besides loopback, whose X-Forwarded-For counts")
+	setting(&sessionTTL, "session-ttl", "SESSION_TTL", "24h", "life of a session, a `duration` of 1m to 8760h")
+	confirm, confirmErr := strconv.ParseBool(cmp.Or(getenv("CONFIRM"), "false"))
+	flags.BoolVar(&c.confirm, "confirm", confirm, "a scan must be confirmed on the phone (CONFIRM)")
+	setting(&origins, "allowed-origins", "ALLOWED_ORIGINS", "", "`origins` of other front ends, exact, comma-separated")
+	setting(&c.verifyFile, "verify-file", "WECHAT_VERIFY_FILE", "", "`name` of the file that proves a domain, MP_verify_xxx.txt")
 	setting(&c.scope, "scope", "WECHAT_SCOPE", "snsapi_base", "`scope` of flow B: snsapi_base, or snsapi_userinfo for nickname and avatar")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -193,13 +212,17 @@ func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (c
 		return ok
 	}
 	aesKey := getenv("WECHAT_AES_KEY")
-	var errs [6]error
+	var errs [7]error
 	c.aesKey, errs[0] = parseAESKey(aesKey)
 	c.ttl, errs[1] = time.ParseDuration(ttl)
 	c.maxTickets, errs[2] = strconv.Atoi(maxTickets)
 	c.maxSkew, errs[3] = time.ParseDuration(maxSkew)
 	c.qrRate, errs[4] = strconv.Atoi(qrRate)
-	for _, cidr := range strings.FieldsFunc(trusted, func(r rune) bool { return r == ',' || r == ' ' }) {
+	c.sessionTTL, errs[6] = time.ParseDuration(sessionTTL)
+	secret := getenv("SESSION_SECRET")
+	c.sessionSecrets = strings.Split(cmp.Or(secret, rand.Text()+rand.Text()), ",")
+	c.allowedOrigins = commaSeparated(origins)
+	for _, cidr := range commaSeparated(trusted) {
 		prefix, err := netip.ParsePrefix(cidr)
 		c.trusted, errs[5] = append(c.trusted, prefix.Masked()), cmp.Or(errs[5], err)
 	}
@@ -223,6 +246,11 @@ func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (c
 		{"PUSH_MAX_SKEW (-push-max-skew)", maxSkew, errs[3] == nil && c.maxSkew >= 0, "a duration such as 10m, or 0"},
 		{"QR_RATE (-qr-rate)", qrRate, errs[4] == nil && c.qrRate >= 0 && c.qrRate <= 1000, "a number from 0 to 1000"},
 		{"TRUSTED_PROXIES (-trusted-proxies)", trusted, errs[5] == nil, "CIDRs such as 10.0.0.0/8,fd00::/8"},
+		{"SESSION_SECRET", secret, !slices.ContainsFunc(c.sessionSecrets, func(s string) bool { return len(s) < 32 }), "at least 32 bytes, or several such, comma-separated: openssl rand -hex 32 makes one"},
+		{"SESSION_TTL (-session-ttl)", sessionTTL, errs[6] == nil && c.sessionTTL%time.Second == 0 && c.sessionTTL >= time.Minute && c.sessionTTL <= 8760*time.Hour, "a duration such as 24h, whole seconds, from 1m to 8760h"},
+		{"CONFIRM (-confirm)", getenv("CONFIRM"), confirmErr == nil, "true or false"},
+		{"ALLOWED_ORIGINS (-allowed-origins)", origins, !slices.ContainsFunc(c.allowedOrigins, func(o string) bool { return !matches(origin, o) }), "exact origins such as https://www.example.com, comma-separated; * is none"},
+		{"WECHAT_VERIFY_FILE (-verify-file)", c.verifyFile, matches(`(MP_verify_[0-9A-Za-z]+\.txt)?`, c.verifyFile), "the name of the file from the account's page, MP_verify_xxx.txt"},
 		{"WECHAT_SCOPE (-scope)", c.scope, matches(`snsapi_(base|userinfo)`, c.scope), "snsapi_base or snsapi_userinfo"},
 		{"WECHAT_API_BASE", c.apiBase, matches(origin+`(/[!-~]*)?`, c.apiBase), base},
 		{"WECHAT_OPEN_BASE", c.openBase, matches(origin+`(/[!-~]*)?`, c.openBase), base},

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/hex"
 	"errors"
 	"sync"
@@ -44,9 +46,11 @@ const (
 type status string
 
 const (
-	statusPending status = "pending"
-	statusDone    status = "done"
-	statusExpired status = "expired" // also for a ticket that never was
+	statusPending  status = "pending"
+	statusScanned  status = "scanned" // where a login is to be confirmed on the phone
+	statusDone     status = "done"
+	statusDeclined status = "declined"
+	statusExpired  status = "expired" // also for a ticket that never was
 )
 
 // A login is who has scanned. All but openID may be empty.
@@ -68,11 +72,19 @@ type ticket struct {
 	says     string    // flow A: what the QR code says; B's follows from key
 	deadline time.Time // end of the wait
 
-	result  atomic.Pointer[state] // nil until somebody has logged in, then for good; set under store.mu
-	changed chan struct{}         // closed once result is set; nil while nobody waits; guarded by store.mu
+	result  atomic.Pointer[state] // nil until it is known who has logged in, or declined, then for good; set under store.mu
+	claim   atomic.Pointer[claim] // nil until somebody has scanned what is to be confirmed; set under store.mu
+	changed chan struct{}         // closed when the status changes; nil while nobody waits; guarded by store.mu
+	asker   *asker                // who asked for the ticket; nil unless logins are to be confirmed
 
 	redeeming sync.Mutex       // held while a code is exchanged; guards outcomes
 	outcomes  map[string]error // flow B: how each code tried so far has ended, by digest
+}
+
+// A claim is a login that waits to be confirmed by whoever has the secret.
+type claim struct {
+	login  login
+	secret string
 }
 
 // A store holds the live tickets, in memory only.
@@ -83,6 +95,7 @@ type ticket struct {
 type store struct {
 	ttl     time.Duration
 	max     int
+	confirm bool     // a scan is only a claim
 	tickets sync.Map // by digest, *ticket
 
 	mu      sync.Mutex  // guards the fields below, and what changes in a ticket
@@ -107,13 +120,13 @@ func (s *store) full() bool {
 // begin makes secret the ticket of a wait that starts now. It returns
 // errTooManyTickets at the cap, and an error rather than give one ticket to two
 // browsers.
-func (s *store) begin(secret string, flow flow, says string) error {
+func (s *store) begin(secret string, flow flow, says string, asker *asker) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.live >= s.max {
 		return errTooManyTickets
 	}
-	t := &ticket{key: digest(secret), flow: flow, says: says, deadline: time.Now().Add(s.ttl)}
+	t := &ticket{key: digest(secret), flow: flow, says: says, asker: asker, deadline: time.Now().Add(s.ttl)}
 	if _, loaded := s.tickets.LoadOrStore(t.key, t); loaded {
 		return errors.New("this ticket was issued before")
 	}
@@ -134,8 +147,9 @@ func (s *store) find(key string) (t *ticket, ok bool) {
 	return t, t.state().status != statusExpired
 }
 
-// complete logs somebody in. It is true for the one call that did: the first
-// while the ticket waits, through the ticket's own flow. Any other changes nothing.
+// complete logs somebody in, or makes a claim where that is to be confirmed. It
+// is true for the one call that did: the first while the ticket waits, through
+// the ticket's own flow. Any other changes nothing.
 func (s *store) complete(key string, flow flow, who login) bool {
 	t, ok := s.find(key)
 	if !ok || t.flow != flow {
@@ -146,13 +160,49 @@ func (s *store) complete(key string, flow flow, who login) bool {
 	if t.state().status != statusPending {
 		return false
 	}
-	t.result.Store(&state{statusDone, time.Now().Add(resultTTL), who})
-	if t.changed != nil {
-		close(t.changed)
+	if s.confirm {
+		t.claim.Store(&claim{who, rand.Text()})
+		s.tellLocked(t)
+	} else {
+		s.finishLocked(t, statusDone, who)
 	}
+	return true
+}
+
+// decide ends a claim, once: with the login, or without. It is false if there is
+// none that waits, or the secret is not the claim's.
+func (s *store) decide(t *ticket, secret string, yes bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !t.holds(secret) {
+		return false
+	}
+	if yes {
+		s.finishLocked(t, statusDone, t.claim.Load().login)
+	} else {
+		s.finishLocked(t, statusDeclined, login{})
+	}
+	return true
+}
+
+// holds tells whether the ticket has a claim with this secret that waits.
+func (t *ticket) holds(secret string) bool {
+	return t.state().status == statusScanned && subtle.ConstantTimeCompare([]byte(secret), []byte(t.claim.Load().secret)) == 1
+}
+
+func (s *store) finishLocked(t *ticket, status status, who login) {
+	t.result.Store(&state{status, time.Now().Add(resultTTL), who})
+	s.tellLocked(t)
 	s.results = append(s.results, t)
 	s.armLocked()
-	return true
+}
+
+// tellLocked wakes who waits for the ticket.
+func (s *store) tellLocked(t *ticket) {
+	if t.changed != nil {
+		close(t.changed)
+		t.changed = nil
+	}
 }
 
 // redeem completes a ticket of flow B with the person whom exchange finds
@@ -181,38 +231,49 @@ func (s *store) redeem(t *ticket, code string, exchange func() (login, error)) e
 	return err
 }
 
-// wait returns the state of a ticket once it is not pending, after d, or when
-// ctx ends, whichever is first. d ≤ 0 asks without waiting.
-func (s *store) wait(ctx context.Context, key string, d time.Duration) state {
+// wait returns the state of a ticket once its status is not seen, after d, or
+// when ctx ends, whichever is first. An empty seen is the status of now; with
+// d ≤ 0 it asks without waiting.
+func (s *store) wait(ctx context.Context, key string, seen status, d time.Duration) state {
 	t, _ := s.find(key)
-	if d > 0 && t.state().status == statusPending {
-		timer := time.NewTimer(min(d, time.Until(t.deadline)))
-		defer timer.Stop()
-		select {
-		case <-s.changed(t):
-		case <-timer.C:
-		case <-ctx.Done():
-		}
+	if d <= 0 {
+		return t.state()
+	}
+	st, changed := s.look(t)
+	if changed == nil || seen != "" && seen != st.status {
+		return st
+	}
+	timer := time.NewTimer(min(d, time.Until(t.deadline)))
+	defer timer.Stop()
+	select {
+	case <-changed:
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 	return t.state()
 }
 
-// changed returns a channel that is closed once the ticket has a result.
-func (s *store) changed(t *ticket) <-chan struct{} {
+// look returns the state of a ticket, and a channel that is closed when its
+// status changes; nil if that is for good.
+func (s *store) look(t *ticket) (state, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	st := t.state()
+	if st.status != statusPending && st.status != statusScanned {
+		return st, nil
+	}
 	if t.changed == nil {
 		t.changed = make(chan struct{})
-		if t.result.Load() != nil {
-			close(t.changed)
-		}
 	}
-	return t.changed
+	return st, t.changed
 }
 
 // state returns how the ticket stands now, exact to the nanosecond.
 func (t *ticket) state() state {
 	st := state{status: statusPending, expires: t.deadline}
+	if t.claim.Load() != nil {
+		st.status = statusScanned
+	}
 	if result := t.result.Load(); result != nil {
 		st = *result
 	}

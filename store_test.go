@@ -20,7 +20,7 @@ func must(t testing.TB, err error) {
 }
 
 func (s *store) status(secret string) status {
-	return s.wait(context.Background(), digest(secret), 0).status
+	return s.wait(context.Background(), digest(secret), "", 0).status
 }
 
 func TestDigest(t *testing.T) {
@@ -34,7 +34,7 @@ func TestDigest(t *testing.T) {
 func TestTicketExpiresToTheNanosecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(5*time.Minute, 10)
-		must(t, s.begin("t", flowScan, ""))
+		must(t, s.begin("t", flowScan, "", nil))
 		time.Sleep(5*time.Minute - 1)
 		if got := s.status("t"); got != statusPending {
 			t.Errorf("1 ns before its end the ticket is %q", got)
@@ -56,14 +56,14 @@ func TestTicketExpiresToTheNanosecond(t *testing.T) {
 func TestResultStaysReadableThenGoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(time.Minute, 10)
-		must(t, s.begin("t", flowScan, ""))
+		must(t, s.begin("t", flowScan, "", nil))
 		time.Sleep(59 * time.Second)
 		if !s.complete(digest("t"), flowScan, login{openID: "alice"}) {
 			t.Fatal("a live ticket does not log in")
 		}
 		time.Sleep(resultTTL - 1) // beyond the end of the wait
 		for range 2 {
-			if st := s.wait(t.Context(), digest("t"), 0); st.status != statusDone || st.login.openID != "alice" {
+			if st := s.wait(t.Context(), digest("t"), "", 0); st.status != statusDone || st.login.openID != "alice" {
 				t.Errorf("the result is %+v", st)
 			}
 		}
@@ -85,7 +85,7 @@ func TestSweepForgetsEachTicketAtItsOwnTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(10*time.Second, 100)
 		for i := range 10 { // tickets 0, 3, 6, 9 are done 5 s after they begin
-			must(t, s.begin(strconv.Itoa(i), flowScan, ""))
+			must(t, s.begin(strconv.Itoa(i), flowScan, "", nil))
 			if i%3 == 0 {
 				time.AfterFunc(5*time.Second, func() { s.complete(digest(strconv.Itoa(i)), flowScan, login{openID: "o"}) })
 			}
@@ -111,7 +111,7 @@ func TestSweepForgetsEachTicketAtItsOwnTime(t *testing.T) {
 
 func TestFirstScanWinsForGood(t *testing.T) {
 	s := newStore(time.Minute, 10)
-	must(t, s.begin("t", flowScan, ""))
+	must(t, s.begin("t", flowScan, "", nil))
 	var wins atomic.Int32
 	var winner atomic.Value
 	var wg sync.WaitGroup
@@ -124,7 +124,7 @@ func TestFirstScanWinsForGood(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	st := s.wait(t.Context(), digest("t"), 0)
+	st := s.wait(t.Context(), digest("t"), "", 0)
 	if wins.Load() != 1 || st.login.openID != winner.Load() {
 		t.Errorf("%d wins; %v won, %q is logged in", wins.Load(), winner.Load(), st.login.openID)
 	}
@@ -132,8 +132,8 @@ func TestFirstScanWinsForGood(t *testing.T) {
 
 func TestTicketBelongsToItsFlow(t *testing.T) {
 	s := newStore(time.Minute, 10)
-	must(t, s.begin("a", flowScan, ""))
-	must(t, s.begin("b", flowAuth, ""))
+	must(t, s.begin("a", flowScan, "", nil))
+	must(t, s.begin("b", flowAuth, "", nil))
 	if s.complete(digest("a"), flowAuth, login{openID: "o"}) || s.complete(digest("b"), flowScan, login{openID: "o"}) {
 		t.Error("a ticket is completed through the other flow")
 	}
@@ -144,8 +144,8 @@ func TestTicketBelongsToItsFlow(t *testing.T) {
 
 func TestTicketIsIssuedOnce(t *testing.T) {
 	s := newStore(time.Minute, 10)
-	must(t, s.begin("t", flowScan, ""))
-	if s.begin("t", flowScan, "") == nil {
+	must(t, s.begin("t", flowScan, "", nil))
+	if s.begin("t", flowScan, "", nil) == nil {
 		t.Error("one ticket is given to two browsers")
 	}
 }
@@ -153,16 +153,16 @@ func TestTicketIsIssuedOnce(t *testing.T) {
 func TestCapFreesExactlyAtExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(time.Minute, 2)
-		must(t, s.begin("1", flowScan, ""))
+		must(t, s.begin("1", flowScan, "", nil))
 		time.Sleep(time.Second)
-		must(t, s.begin("2", flowScan, ""))
-		if err := s.begin("3", flowScan, ""); !errors.Is(err, errTooManyTickets) || !s.full() {
+		must(t, s.begin("2", flowScan, "", nil))
+		if err := s.begin("3", flowScan, "", nil); !errors.Is(err, errTooManyTickets) || !s.full() {
 			t.Errorf("over the cap: %v", err)
 		}
 		time.Sleep(59 * time.Second)
 		synctest.Wait()
-		must(t, s.begin("3", flowScan, ""))
-		if err := s.begin("4", flowScan, ""); !errors.Is(err, errTooManyTickets) {
+		must(t, s.begin("3", flowScan, "", nil))
+		if err := s.begin("4", flowScan, "", nil); !errors.Is(err, errTooManyTickets) {
 			t.Errorf("over the cap again: %v", err)
 		}
 	})
@@ -171,12 +171,12 @@ func TestCapFreesExactlyAtExpiry(t *testing.T) {
 func TestAllWaitersWakeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(time.Minute, 10)
-		must(t, s.begin("t", flowScan, ""))
+		must(t, s.begin("t", flowScan, "", nil))
 		start := time.Now()
 		var told atomic.Int32
 		for range 100 {
 			go func() {
-				if st := s.wait(t.Context(), digest("t"), 25*time.Second); st.login.openID == "alice" && time.Since(start) == 3*time.Second {
+				if st := s.wait(t.Context(), digest("t"), "", 25*time.Second); st.login.openID == "alice" && time.Since(start) == 3*time.Second {
 					told.Add(1)
 				}
 			}()
@@ -207,11 +207,11 @@ func TestWaitEnds(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newStore(test.ttl, 10)
-				must(t, s.begin("t", flowScan, ""))
+				must(t, s.begin("t", flowScan, "", nil))
 				ctx, cancel := context.WithTimeout(t.Context(), test.cancel)
 				defer cancel()
 				start := time.Now()
-				got := s.wait(ctx, digest("t"), test.wait).status
+				got := s.wait(ctx, digest("t"), "", test.wait).status
 				if took := time.Since(start); got != test.want || took != test.took {
 					t.Errorf("%q after %v, want %q after %v", got, took, test.want, test.took)
 				}
@@ -223,7 +223,7 @@ func TestWaitEnds(t *testing.T) {
 func TestRedeem(t *testing.T) {
 	failure := errors.New("WeChat is down")
 	s := newStore(time.Minute, 10)
-	must(t, s.begin("t", flowAuth, ""))
+	must(t, s.begin("t", flowAuth, "", nil))
 	ticket, _ := s.find(digest("t"))
 	var exchanges atomic.Int32
 	try := func(code string, err error) error {
@@ -260,7 +260,7 @@ func TestRedeem(t *testing.T) {
 
 func TestRedeemTriesFewCodes(t *testing.T) {
 	s := newStore(time.Minute, 10)
-	must(t, s.begin("t", flowAuth, ""))
+	must(t, s.begin("t", flowAuth, "", nil))
 	ticket, _ := s.find(digest("t"))
 	exchanges := 0
 	for i := range 100 {

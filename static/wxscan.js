@@ -1,6 +1,7 @@
 // A login box for every element with data-wxscan="scan" or "auth", the two
 // flows. When somebody has logged in, the element gets a "wxscan:login" event
-// whose detail is the answer of /wechat/checklogin.
+// whose detail is the answer of /wechat/checklogin, with openid and token.
+// Other sites can include this script once their origin is in ALLOWED_ORIGINS.
 "use strict";
 (() => {
   const base = new URL(document.currentScript.src).origin;
@@ -29,7 +30,7 @@
     const timer = setTimeout(give, 40e3); // above the server's longest wait
     signal.addEventListener("abort", give);
     try {
-      const response = await fetch(base + path, { signal: stop.signal, cache: "no-store" });
+      const response = await fetch(base + path, { signal: stop.signal, cache: "no-store", credentials: "include" });
       const answer = await response.json();
       if (!response.ok) throw Object.assign(new Error(), { code: answer.error });
       return answer;
@@ -88,6 +89,12 @@
       const left = Math.max(0, Math.ceil((deadline - Date.now()) / 1000));
       this.time.textContent = say("剩余 ", "Time left ") + Math.floor(left / 60) + ":" + String(left % 60).padStart(2, "0");
     }
+    scanned(answer) {
+      this.code.className = "wxscan-result";
+      this.code.replaceChildren(make("p", "wxscan-number", { textContent: answer.number }));
+      this.more.replaceChildren();
+      this.say(say("已扫描。请核对数字，并在手机上确认", "Scanned. Compare the number, and confirm on your phone"));
+    }
     done(answer) {
       this.code.className = "wxscan-result";
       this.code.replaceChildren(answer.avatar
@@ -105,15 +112,22 @@
   async function follow(qr, box, signal) {
     let deadline = Date.now() + qr.expiresIn * 1000;
     const ticking = setInterval(() => box.tick(deadline), 1000);
-    const prompt = box.status.textContent;
+    let prompt = box.status.textContent;
+    let seen = "pending";
     try {
       for (let pause = 1000; ;) {
         const asked = Date.now();
         try {
-          const answer = await ask(`/wechat/checklogin?ticket=${encodeURIComponent(qr.ticket)}&wait=25`, signal);
-          if (answer.status !== "pending" || signal.aborted) return answer;
+          const answer = await ask(`/wechat/checklogin?ticket=${encodeURIComponent(qr.ticket)}&wait=25&status=${seen}`, signal);
+          if (signal.aborted || (answer.status !== "pending" && answer.status !== "scanned")) return answer;
           deadline = Date.now() + answer.expiresIn * 1000;
           pause = 1000;
+          if (answer.status !== seen) {
+            seen = answer.status;
+            box.scanned(answer);
+            prompt = box.status.textContent;
+            continue;
+          }
           box.say(prompt);
           if (Date.now() - asked < 1000) await sleep(1000, signal); // the server is going down
         } catch (err) {
@@ -149,6 +163,7 @@
     }
     const qr = await ask("/wechat/getauthqr", signal);
     sessionStorage.setItem("wxscan", qr.ticket);
+    sessionStorage.setItem("wxscan-page", location.href);
     location.assign(qr.url);
     return new Promise(() => {});
   }
@@ -177,7 +192,15 @@
       if (answer.login) {
         box.done(answer);
         element.dispatchEvent(new CustomEvent("wxscan:login", { bubbles: true, detail: answer }));
+        if (element.dataset.returnTo) location.assign(element.dataset.returnTo);
         return;
+      }
+      if (answer.status === "declined") {
+        box.code.replaceChildren(make("p", "wxscan-mark wxscan-bad", { textContent: "!" }));
+        box.time.textContent = "";
+        box.say(say("已在手机上拒绝", "Declined on the phone"));
+        await box.pressed(say("重新扫码", "Scan again"), signal);
+        continue;
       }
       box.code.classList.add("old");
       box.time.textContent = "";
@@ -198,7 +221,7 @@
   function page() {
     document.documentElement.lang = chinese ? "zh-CN" : "en";
     const { wxscanResult } = document.body.dataset;
-    if (wxscanResult === "done" && sessionStorage.getItem("wxscan")) location.replace("/");
+    if (wxscanResult === "done" && sessionStorage.getItem("wxscan")) location.replace(sessionStorage.getItem("wxscan-page"));
     if (wxscanResult === "failed") {
       const reason = new URLSearchParams(location.search).get("reason");
       const known = [...document.querySelectorAll("[data-reason]")];
@@ -215,6 +238,14 @@
     if (tabs.length) choose(inWeChat ? "auth" : "scan");
   }
 
-  if (document.body.classList.contains("wxscan-page")) page();
-  document.querySelectorAll("[data-wxscan]").forEach(start);
+  function run() {
+    if (document.body.classList.contains("wxscan-page")) page();
+    const style = base + "/static/wxscan.css";
+    if (document.querySelector("[data-wxscan]") && ![...document.styleSheets].some((sheet) => sheet.href === style)) {
+      document.head.append(make("link", "", { rel: "stylesheet", href: style }));
+    }
+    document.querySelectorAll("[data-wxscan]").forEach(start);
+  }
+  if (document.readyState === "loading") addEventListener("DOMContentLoaded", run);
+  else run();
 })();

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"hash/crc32"
+	"html/template"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// An asker is the browser that asked for a ticket, as the phone is told before
+// it confirms: who is shown a code by a stranger can see that it is not their own.
+type asker struct {
+	browser string // and system, such as "Firefox, Windows"
+	address string
+}
+
+// describe returns the asker behind a request, by its User-Agent.
+func describe(r *http.Request, address string) *asker {
+	agent := r.UserAgent()
+	first := func(names ...string) string { // pairs: what the agent says, what it means
+		for i := 0; i < len(names); i += 2 {
+			if strings.Contains(agent, names[i]) {
+				return names[i+1]
+			}
+		}
+		return "?"
+	}
+	return &asker{address: address,
+		browser: first("MicroMessenger", "WeChat", "Edg", "Edge", "OPR/", "Opera", "Firefox", "Firefox", "Chrome", "Chrome", "Safari", "Safari", "curl", "curl") + ", " +
+			first("Android", "Android", "iPhone", "iPhone", "iPad", "iPad", "Windows", "Windows", "Mac OS", "macOS", "CrOS", "ChromeOS", "Linux", "Linux")}
+}
+
+// number returns the two digits that stand on the asker's page and on the phone.
+func (t *ticket) number() string {
+	return strconv.Itoa(10 + int(crc32.ChecksumIEEE([]byte(t.key))%90))
+}
+
+// confirmURL returns where the phone confirms a claim; "" if none waits.
+func (s *server) confirmURL(t *ticket) string {
+	if t.state().status != statusScanned {
+		return ""
+	}
+	return s.config.publicURL + "/wechat/confirm?s=" + t.key + t.claim.Load().secret
+}
+
+// claimed returns the ticket and the secret that a confirmation comes with.
+func (s *server) claimed(sent string) (t *ticket, secret string, err error) {
+	key := sent[:min(len(sent), len(digest("")))]
+	secret = sent[len(key):]
+	if t, ok := s.tickets.find(key); ok && t.holds(secret) {
+		return t, secret, nil
+	}
+	return nil, "", errNothingHere
+}
+
+// askPhone shows the phone what it is about to log in. It changes nothing, so
+// that a preview of the link does no harm.
+func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
+	sent := r.URL.Query().Get("s")
+	t, _, err := s.claimed(sent)
+	if err != nil {
+		http.Redirect(w, r, "/static/html/loginfailed.html?reason=expired", http.StatusSeeOther)
+		return nil
+	}
+	page, err := template.ParseFS(static, "static/html/confirm.tmpl")
+	if err != nil {
+		return err
+	}
+	_, site, _ := strings.Cut(s.config.publicURL, "://")
+	var filled bytes.Buffer
+	err = page.Execute(&filled, map[string]string{"Site": site, "Number": t.number(), "Secret": sent,
+		"Browser": t.asker.browser, "Address": cmp.Or(t.asker.address, "?")})
+	if err != nil {
+		return err
+	}
+	return write(w, http.StatusOK, "text/html; charset=utf-8", filled.Bytes())
+}
+
+// hearPhone takes the phone's answer. It counts once.
+func (s *server) hearPhone(w http.ResponseWriter, r *http.Request) error {
+	yes := r.PostFormValue("answer") == "yes"
+	t, secret, err := s.claimed(r.PostFormValue("s"))
+	target := "/static/html/loginfailed.html?reason=expired"
+	if err == nil && s.tickets.decide(t, secret, yes) {
+		target = map[bool]string{true: "/static/html/loginsucceed.html", false: "/static/html/loginfailed.html?reason=declined"}[yes]
+	}
+	http.Redirect(w, r, target, http.StatusSeeOther)
+	return nil
+}

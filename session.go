@@ -1,0 +1,164 @@
+package main
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// errNoSession is every way in which a session can be missing or wrong.
+var errNoSession = errors.New("no valid session")
+
+// A session is a login that others can verify: the claims of a JWT (RFC 7519).
+type session struct {
+	Issuer   string   `json:"iss"` // our public URL
+	Audience audience `json:"aud"` // the appid
+	OpenID   string   `json:"sub"`
+	IssuedAt int64    `json:"iat"` // Unix seconds
+	Expires  int64    `json:"exp"` // Unix seconds
+	ID       string   `json:"jti"`
+	UnionID  string   `json:"unionid,omitzero"`
+	Nickname string   `json:"name,omitzero"`
+	Avatar   string   `json:"picture,omitzero"`
+}
+
+// An audience is one name; RFC 7519 lets it stand in a list.
+type audience string
+
+func (a *audience) UnmarshalJSON(data []byte) error {
+	var list []string
+	if json.Unmarshal(data, &list) != nil || len(list) != 1 {
+		return json.Unmarshal(data, (*string)(a))
+	}
+	*a = audience(list[0])
+	return nil
+}
+
+// A signer makes and verifies sessions, signed by HS256 (RFC 7518).
+type signer struct {
+	secrets          []string // the first signs, all verify
+	issuer, audience string
+	ttl              time.Duration // whole seconds
+}
+
+const jwtHeader = `{"alg":"HS256","typ":"JWT"}`
+
+// sign returns the token for a login at the given time. The same login makes
+// the same token. id must be the login's own, and no secret.
+func (s *signer) sign(who login, at time.Time, id string) (string, error) {
+	claims, err := json.Marshal(session{
+		Issuer: s.issuer, Audience: audience(s.audience), OpenID: who.openID,
+		IssuedAt: at.Unix(), Expires: at.Add(s.ttl).Unix(), ID: id,
+		UnionID: who.unionID, Nickname: who.nickname, Avatar: who.avatar,
+	})
+	signed := base64.RawURLEncoding.EncodeToString([]byte(jwtHeader)) + "." + base64.RawURLEncoding.EncodeToString(claims)
+	return signed + "." + base64.RawURLEncoding.EncodeToString(mac(s.secrets[0], signed)), err
+}
+
+// verify returns the session that a token holds, or errNoSession. Whatever its
+// header says, the signature must be HS256 by one of our secrets.
+func (s *signer) verify(token string) (*session, error) {
+	head, rest, _ := strings.Cut(token, ".")
+	body, sum, _ := strings.Cut(rest, ".")
+	got, err := base64.RawURLEncoding.Strict().DecodeString(sum)
+	if err != nil {
+		return nil, errNoSession
+	}
+	signed := false
+	for _, secret := range s.secrets {
+		signed = hmac.Equal(got, mac(secret, head+"."+body)) || signed
+	}
+	var header struct {
+		Alg  string          `json:"alg"`
+		Crit json.RawMessage `json:"crit"` // extensions that must be understood: we know none
+	}
+	claims := new(session)
+	switch {
+	case !signed, decodeSegment(head, &header) != nil, decodeSegment(body, claims) != nil,
+		header.Alg != "HS256", header.Crit != nil,
+		claims.Issuer != s.issuer, string(claims.Audience) != s.audience, claims.OpenID == "",
+		time.Now().Unix() >= claims.Expires:
+		return nil, errNoSession
+	}
+	return claims, nil
+}
+
+func mac(secret, text string) []byte {
+	h := hmac.New(sha256.New, []byte(secret))
+	h.Write([]byte(text))
+	return h.Sum(nil)
+}
+
+func decodeSegment(segment string, v any) error {
+	data, err := base64.RawURLEncoding.Strict().DecodeString(segment)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(data, v)
+}
+
+// cookie returns the cookie that carries a session; an empty token deletes it.
+// Under https its name ties it to this host alone.
+func (s *signer) cookie(token string) *http.Cookie {
+	c := &http.Cookie{Name: "wxscan_session", Value: token, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode, MaxAge: int(s.ttl.Seconds())}
+	if strings.HasPrefix(s.issuer, "https:") {
+		c.Name, c.Secure = "__Host-wxscan_session", true
+	}
+	if token == "" {
+		c.MaxAge = -1
+	}
+	return c
+}
+
+// fromRequest returns the session that a request comes with, by Authorization
+// or by cookie; else errNoSession.
+func (s *signer) fromRequest(r *http.Request) (*session, error) {
+	if token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
+		return s.verify(token)
+	}
+	for _, c := range r.CookiesNamed(s.cookie("").Name) {
+		if claims, err := s.verify(c.Value); err == nil {
+			return claims, nil
+		}
+	}
+	return nil, errNoSession
+}
+
+// unsafePath finds what could lead from a path to another site: no slash at
+// the start, two slashes with nothing but dots and white space between them,
+// backslashes, which browsers take for slashes, and control characters.
+var unsafePath = regexp.MustCompile(`^[^/]|^$|[/\\][\s\p{Z}.]*[/\\]|[\\\x00-\x1f\x7f]`)
+
+// returnTo returns the path to go to after a login, from a raw query; "" if
+// there is none, or it is unsafe, however often a server on its way decodes it.
+// A path that is not escaped reaches to the end of the query, so that a proxy
+// can append the URI that it was asked for.
+func returnTo(rawQuery string) string {
+	_, path, _ := strings.Cut("&"+rawQuery, "&return_to=")
+	if !strings.HasPrefix(path, "/") {
+		path, _, _ = strings.Cut(path, "&")
+		path, _ = url.QueryUnescape(path)
+	}
+	if len(path) > 2000 || strings.ContainsFunc(path, func(r rune) bool { return r < '!' || r > '~' }) {
+		return ""
+	}
+	decoded := path
+	for range 5 {
+		next, err := url.PathUnescape(decoded)
+		if err != nil || unsafePath.MatchString(decoded) {
+			return ""
+		}
+		if next == decoded {
+			return path
+		}
+		decoded = next
+	}
+	return ""
+}
