@@ -1,0 +1,190 @@
+package main
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const firefox = "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:140.0) Gecko/20100101 Firefox/140.0"
+
+// asked begins a login as a browser does, and lets alice scan. It returns the
+// ticket, and the link that her phone gets.
+func (w *world) asked(t *testing.T, begin string) (ticket, link string) {
+	t.Helper()
+	r, out := httptest.NewRequest("GET", "/wechat/"+begin, nil), httptest.NewRecorder()
+	r.Header.Set("User-Agent", firefox)
+	r.RemoteAddr = "203.0.113.7:1"
+	w.handler.ServeHTTP(out, r)
+	ticket = regexp.MustCompile(`"ticket":"([^"]+)"`).FindStringSubmatch(out.Body.String())[1]
+	w.issued = append(w.issued, ticket)
+	_, shown := w.scan(ticket, "alice", "")
+	return ticket, regexp.MustCompile(`/wechat/confirm\?s=\w+`).FindString(shown)
+}
+
+func (w *world) answerPhone(secret, answer string) string {
+	form := url.Values{"s": {secret}, "answer": {answer}}.Encode()
+	r, out := httptest.NewRequest("POST", "/wechat/confirm", strings.NewReader(form)), httptest.NewRecorder()
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	w.handler.ServeHTTP(out, r)
+	return out.Header().Get("Location")
+}
+
+func TestNobodyIsLoggedInBeforeThePhoneConfirms(t *testing.T) {
+	const ok, failed = "/static/html/loginsucceed.html", "/static/html/loginfailed.html?reason="
+	for _, begin := range []string{"getloginqr", "getauthqr"} {
+		for answer, want := range map[string]struct {
+			target string
+			status status
+		}{"yes": {ok, statusDone}, "no": {failed + "declined", statusDeclined}, "": {failed + "declined", statusDeclined}} {
+			w := newWorld(t, "CONFIRM=true")
+			ticket, link := w.asked(t, begin)
+			got := w.check(t, ticket, "")
+			if got.Login || got.Status != statusScanned || got.OpenID != "" || got.Token != "" || len(got.Number) != 2 || got.ExpiresIn != 300 {
+				t.Errorf("%s: after the scan: %+v", begin, got)
+			}
+			page := w.do("GET", link, "")
+			for _, tell := range []string{"127.0.0.1:80", "Firefox, Windows", "203.0.113.7", ">" + got.Number + "<"} {
+				if !strings.Contains(page.Body.String(), tell) {
+					t.Errorf("%s: the phone is not told %q: %s", begin, tell, page.Body)
+				}
+			}
+			w.do("GET", link, "") // to look decides nothing
+			_, secret, _ := strings.Cut(link, "s=")
+			wrong := secret[:len(secret)-1] + "!"
+			if got := w.answerPhone(wrong, "yes"); got != failed+"expired" || w.check(t, ticket, "").Login {
+				t.Errorf("a wrong secret: %s", got)
+			}
+			if got := w.answerPhone(secret, answer); got != want.target {
+				t.Errorf("%s, %q: %s, want %s", begin, answer, got, want.target)
+			}
+			if got := w.answerPhone(secret, "yes"); got != failed+"expired" {
+				t.Errorf("the secret is good twice: %s", got)
+			}
+			got = w.check(t, ticket, "")
+			if got.Status != want.status || got.Login != (want.status == statusDone) || (got.OpenID == "alice") != got.Login || (got.Token != "") != got.Login {
+				t.Errorf("%s, %q: %+v, want %q", begin, answer, got, want.status)
+			}
+			if strings.Contains(w.logged.String(), secret) {
+				t.Error("the secret is in the log")
+			}
+		}
+	}
+}
+
+func TestSecretsOfOtherClaimsConfirmNothing(t *testing.T) {
+	w := newWorld(t, "CONFIRM=true")
+	ticket, _ := w.asked(t, "getauthqr")
+	other, link := w.asked(t, "getauthqr")
+	_, secret, _ := strings.Cut(link, "s=")
+	for _, sent := range []string{"", "x", digest(ticket), digest(ticket) + secret[len(digest("")):], digest("unknown") + secret, ticket} {
+		w.answerPhone(sent, "yes")
+		if out := w.do("GET", "/wechat/confirm?s="+sent, ""); out.Code != http.StatusSeeOther {
+			t.Errorf("%q is shown a page: %d", sent, out.Code)
+		}
+	}
+	if a, b := w.check(t, ticket, ""), w.check(t, other, ""); a.Login || b.Login {
+		t.Errorf("%+v, %+v", a, b)
+	}
+}
+
+func TestASecondScanChangesNoClaim(t *testing.T) {
+	w := newWorld(t, "CONFIRM=true")
+	ticket, link := w.asked(t, "getloginqr")
+	if _, shown := w.scan(ticket, "bob", ""); strings.Contains(shown, "confirm") {
+		t.Errorf("bob is asked to confirm alice's login: %s", shown)
+	}
+	_, secret, _ := strings.Cut(link, "s=")
+	w.answerPhone(secret, "yes")
+	if got := w.check(t, ticket, ""); got.OpenID != "alice" {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestClaimExpiresWithItsTicket(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "CONFIRM=true")
+		ticket, link := w.asked(t, "getauthqr")
+		time.Sleep(5 * time.Minute)
+		_, secret, _ := strings.Cut(link, "s=")
+		if got := w.answerPhone(secret, "yes"); !strings.HasSuffix(got, "expired") || w.check(t, ticket, "").Status != statusExpired {
+			t.Errorf("after its time: %s", got)
+		}
+	})
+}
+
+func TestPollHearsOfEachStep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "CONFIRM=true")
+		qr := w.begin(t, "getauthqr")
+		var link string
+		time.AfterFunc(3*time.Second, func() { _, link = w.scan(qr.Ticket, "alice", "") })
+		time.AfterFunc(10*time.Second, func() {
+			_, secret, _ := strings.Cut(link, "s=")
+			w.answerPhone(secret, "yes")
+		})
+		start := time.Now()
+		for _, test := range []struct {
+			wait string // and the status that the browser has seen
+			want status
+			at   time.Duration
+		}{
+			{"25", statusScanned, 3 * time.Second},
+			{"25&status=pending", statusScanned, 3 * time.Second}, // it missed the step
+			{"5&status=scanned", statusScanned, 8 * time.Second},
+			{"1", statusScanned, 9 * time.Second}, // an old client is not answered in a hurry
+			{"25&status=scanned", statusDone, 10 * time.Second},
+			{"25&status=done", statusDone, 10 * time.Second},
+		} {
+			if got := w.check(t, qr.Ticket, test.wait); got.Status != test.want || time.Since(start) != test.at {
+				t.Errorf("wait=%s: %q at %v, want %q at %v", test.wait, got.Status, time.Since(start), test.want, test.at)
+			}
+		}
+	})
+}
+
+func TestOneDecisionUnderAnyRace(t *testing.T) {
+	s := newStore(time.Minute, 10)
+	s.confirm = true
+	must(t, s.begin("t", flowScan, "", nil))
+	s.complete(digest("t"), flowScan, login{openID: "alice"})
+	ticket, _ := s.find(digest("t"))
+	secret := ticket.claim.Load().secret
+	var decided atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			if s.decide(ticket, secret, i%2 == 0) {
+				decided.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if decided.Load() != 1 {
+		t.Errorf("%d decisions", decided.Load())
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	for agent, want := range map[string]string{
+		firefox: "Firefox, Windows",
+		"Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36 Edg/140.0.0.0":     "Edge, macOS",
+		"Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.0 Safari/605.1.15":                   "Safari, macOS",
+		"Mozilla/5.0 (Linux; Android 15) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Mobile Safari/537.36 MicroMessenger/8.0.50":      "WeChat, Android",
+		"Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.0 Mobile/15E148 Safari/604.1": "Safari, iPhone",
+		"curl/8.5.0": "curl, ?", "<script>": "?, ?", "": "?, ?",
+	} {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("User-Agent", agent)
+		if got := describe(r, "").browser; got != want {
+			t.Errorf("%.40q: %q, want %q", agent, got, want)
+		}
+	}
+}

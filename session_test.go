@@ -1,0 +1,295 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const secretA, secretB = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
+
+func testSigner(secrets ...string) *signer {
+	return &signer{secrets: secrets, issuer: "https://login.example.com", audience: "wx1", ttl: 24 * time.Hour}
+}
+
+// forge signs any header and claims with secret.
+func forge(secret, header, claims string) string {
+	signed := base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + base64.RawURLEncoding.EncodeToString([]byte(claims))
+	return signed + "." + base64.RawURLEncoding.EncodeToString(mac(secret, signed))
+}
+
+func TestJWTKnownAnswer(t *testing.T) {
+	// RFC 7515, appendix A.1: the signature of its example by its key.
+	key, err := base64.RawURLEncoding.DecodeString("AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow")
+	must(t, err)
+	const signed = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ"
+	if got := base64.RawURLEncoding.EncodeToString(mac(string(key), signed)); got != "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk" {
+		t.Errorf("signature %q", got)
+	}
+}
+
+func TestSessionIsReadBackUntilItExpires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := testSigner(secretA)
+		who := login{openID: "o1", unionID: "u1", nickname: nasty, avatar: "https://thirdwx.qlogo.cn/1"}
+		token, err := s.sign(who, time.Now(), "id")
+		must(t, err)
+		time.Sleep(24*time.Hour - time.Second)
+		got, err := s.verify(token)
+		must(t, err)
+		want := session{Issuer: s.issuer, Audience: "wx1", OpenID: "o1", UnionID: "u1", Nickname: nasty, Avatar: who.avatar, ID: "id",
+			IssuedAt: time.Now().Add(time.Second - 24*time.Hour).Unix(), Expires: time.Now().Add(time.Second).Unix()}
+		if *got != want {
+			t.Errorf("%+v, want %+v", *got, want)
+		}
+		time.Sleep(time.Second)
+		if _, err := s.verify(token); err != errNoSession {
+			t.Errorf("at its end: %v", err)
+		}
+	})
+}
+
+func TestSecretsCanBeChanged(t *testing.T) {
+	before, during, after := testSigner(secretA), testSigner(secretB, secretA), testSigner(secretB)
+	old, _ := before.sign(login{openID: "o"}, time.Now(), "1")
+	renewed, _ := during.sign(login{openID: "o"}, time.Now(), "2")
+	for name, test := range map[string]struct {
+		s     *signer
+		token string
+		ok    bool
+	}{
+		"the old secret's token, while both hold": {during, old, true},
+		"the new secret's token, while both hold": {during, renewed, true},
+		"the new secret's token, afterwards":      {after, renewed, true},
+		"the old secret's token, afterwards":      {after, old, false},
+		"the new secret's token, before":          {before, renewed, false},
+	} {
+		if _, err := test.s.verify(test.token); (err == nil) != test.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestVerifyTakesNothingElse(t *testing.T) {
+	s := testSigner(secretA)
+	future := time.Now().Add(time.Hour).Unix()
+	claims := fmt.Sprintf(`{"iss":"https://login.example.com","aud":"wx1","sub":"o1","exp":%d}`, future)
+	if _, err := s.verify(forge(secretA, jwtHeader, claims)); err != nil {
+		t.Fatalf("the right claims: %v", err)
+	}
+	if _, err := s.verify(forge(secretA, jwtHeader, strings.Replace(claims, `"wx1"`, `["wx1"]`, 1))); err != nil {
+		t.Errorf("aud in a list: %v", err)
+	}
+	good := forge(secretA, jwtHeader, claims)
+	parts := strings.Split(good, ".")
+	for name, token := range map[string]string{
+		"empty":                 "",
+		"dots":                  "..",
+		"no signature":          parts[0] + "." + parts[1] + ".",
+		"cut off":               good[:len(good)-1],
+		"four parts":            good + ".x",
+		"another spelling":      good[:len(good)-1] + string(good[len(good)-1]+1),
+		"other claims":          parts[0] + "." + base64.RawURLEncoding.EncodeToString([]byte(strings.Replace(claims, "o1", "o2", 1))) + "." + parts[2],
+		"another secret":        forge(secretB, jwtHeader, claims),
+		"alg none":              forge(secretA, `{"alg":"none"}`, claims),
+		"alg none, unsigned":    base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none"}`)) + "." + parts[1] + ".",
+		"alg HS384":             forge(secretA, `{"alg":"HS384"}`, claims),
+		"alg RS256":             forge(secretA, `{"alg":"RS256"}`, claims),
+		"no alg":                forge(secretA, `{}`, claims),
+		"alg of a wrong type":   forge(secretA, `{"alg":["HS256"]}`, claims),
+		"unknown crit":          forge(secretA, `{"alg":"HS256","crit":["b64"]}`, claims),
+		"wrong iss":             forge(secretA, jwtHeader, strings.Replace(claims, "login.", "evil.", 1)),
+		"wrong aud":             forge(secretA, jwtHeader, strings.Replace(claims, "wx1", "wx2", 1)),
+		"two auds":              forge(secretA, jwtHeader, strings.Replace(claims, `"wx1"`, `["wx1","wx2"]`, 1)),
+		"no sub":                forge(secretA, jwtHeader, strings.Replace(claims, `"sub"`, `"x"`, 1)),
+		"no exp":                forge(secretA, jwtHeader, strings.Replace(claims, `"exp"`, `"x"`, 1)),
+		"expired":               forge(secretA, jwtHeader, strings.Replace(claims, fmt.Sprint(future), fmt.Sprint(time.Now().Unix()), 1)),
+		"exp of a wrong type":   forge(secretA, jwtHeader, strings.Replace(claims, fmt.Sprint(future), `"never"`, 1)),
+		"no JSON":               forge(secretA, jwtHeader, "x"),
+		"null":                  forge(secretA, jwtHeader, "null"),
+		"padded":                parts[0] + "=." + parts[1] + "." + parts[2],
+		"with the empty secret": forge("", jwtHeader, claims),
+	} {
+		if claims, err := s.verify(token); err != errNoSession || claims != nil {
+			t.Errorf("%s: %+v, %v", name, claims, err)
+		}
+	}
+}
+
+func FuzzSession(f *testing.F) {
+	s := testSigner(secretA)
+	token, _ := s.sign(login{openID: "o"}, time.Now(), "1")
+	f.Add(token)
+	f.Add("a.b.c")
+	f.Fuzz(func(t *testing.T, got string) {
+		if _, err := s.verify(got); err == nil && got != token {
+			t.Errorf("forged: %q", got)
+		}
+	})
+}
+
+// sessionOf asks /wechat/session with a header.
+func (w *world) sessionOf(name, value string) *httptest.ResponseRecorder {
+	r, out := httptest.NewRequest("GET", "/wechat/session", nil), httptest.NewRecorder()
+	r.Header.Set(name, value)
+	w.handler.ServeHTTP(out, r)
+	return out
+}
+
+func TestSessionOfALogin(t *testing.T) {
+	for publicURL, name := range map[string]string{"http://login.example.com": "wxscan_session", "https://login.example.com": "__Host-wxscan_session"} {
+		w := newWorld(t, "PUBLIC_URL="+publicURL, "WECHAT_SCOPE=snsapi_userinfo")
+		qr := w.begin(t, "getauthqr")
+		w.scan(qr.Ticket, "alice", "")
+		out := w.do("GET", "/wechat/checklogin?ticket="+qr.Ticket, "")
+		var answer pollAnswer
+		must(t, json.Unmarshal(out.Body.Bytes(), &answer))
+		cookies := out.Result().Cookies()
+		if len(cookies) != 1 {
+			t.Fatalf("%d cookies", len(cookies))
+		}
+		if c := cookies[0]; c.Name != name || c.Value != answer.Token || !c.HttpOnly || c.SameSite != http.SameSiteLaxMode || c.Path != "/" || c.Domain != "" ||
+			c.Secure != strings.HasPrefix(publicURL, "https") || c.MaxAge != 24*60*60 {
+			t.Errorf("cookie %+v", c)
+		}
+		for _, header := range [][2]string{{"Cookie", name + "=" + answer.Token}, {"Authorization", "Bearer " + answer.Token}, {"Cookie", name + "=x; " + name + "=" + answer.Token}} {
+			out := w.sessionOf(header[0], header[1])
+			want := fmt.Sprintf(`{"openid":"alice","unionid":"union-alice","nickname":"alice","avatar":"%s/demo/avatar.svg","expiresAt":`, publicURL)
+			if out.Code != 200 || !strings.HasPrefix(out.Body.String(), want) || out.Header().Get("X-WeChat-OpenID") != "alice" || out.Header().Get("X-WeChat-UnionID") != "union-alice" {
+				t.Errorf("%d %s, %v", out.Code, out.Body, out.Header())
+			}
+		}
+		for _, header := range [][2]string{{"X", ""}, {"Cookie", "session=" + answer.Token}, {"Authorization", answer.Token}, {"Authorization", "Bearer x"}, {"Authorization", "Basic " + answer.Token}} {
+			if out := w.sessionOf(header[0], header[1]); out.Code != 401 || !strings.Contains(out.Body.String(), "no_session") || out.Header().Get("X-WeChat-OpenID") != "" {
+				t.Errorf("%q: %d %s", header, out.Code, out.Body)
+			}
+		}
+	}
+}
+
+func TestLogout(t *testing.T) {
+	w := newWorld(t)
+	logout := func(site string) *httptest.ResponseRecorder {
+		r, out := httptest.NewRequest("POST", "/wechat/logout", nil), httptest.NewRecorder()
+		r.Header.Set("Sec-Fetch-Site", site)
+		w.handler.ServeHTTP(out, r)
+		return out
+	}
+	if out := logout("same-origin"); out.Code != 204 || len(out.Result().Cookies()) != 1 || out.Result().Cookies()[0].MaxAge >= 0 {
+		t.Errorf("%d %v", out.Code, out.Result().Cookies())
+	}
+	for _, site := range []string{"cross-site", "same-site"} {
+		if out := logout(site); out.Code != 403 || len(out.Result().Cookies()) != 0 {
+			t.Errorf("%s: %d", site, out.Code)
+		}
+	}
+	if out := w.do("GET", "/wechat/logout", ""); out.Code != 405 {
+		t.Errorf("GET: %d", out.Code)
+	}
+}
+
+func TestReturnTo(t *testing.T) {
+	for query, want := range map[string]string{
+		"":                                      "",
+		"return_to=":                            "",
+		"return_to=/":                           "/",
+		"return_to=/reports/7":                  "/reports/7",
+		"return_to=%2Freports%2F7%3Fa%3D1%262":  "/reports/7?a=1&2",
+		"return_to=/reports/7?a=1&b=2":          "/reports/7?a=1&b=2", // as a proxy appends it
+		"x=1&return_to=%2Fa&y=2":                "/a",
+		"return_to=/%E6%8A%A5%E5%91%8A?q=a%20b": "/%E6%8A%A5%E5%91%8A?q=a%20b",
+		"return_to=/.well-known/x":              "/.well-known/x",
+		"xreturn_to=/a":                         "",
+		"return_to=reports":                     "",
+		"return_to=https://evil.com":            "",
+		"return_to=javascript:alert(1)":         "",
+		"return_to=//evil.com;":                 "",
+		"return_to=/%zz":                        "",
+		"return_to=/" + strings.Repeat("%25", 300) + "2f/evil.com": "",
+		"return_to=/" + strings.Repeat("a", 3000):                  "",
+	} {
+		if got := returnTo(query); got != want {
+			t.Errorf("returnTo(%.80q) = %q, want %q", query, got, want)
+		}
+	}
+	// The ways round such a check that oauth2-proxy has met over the years.
+	for _, path := range []string{
+		"//evil.com", "///evil.com", `/\evil.com`, `\/evil.com`, `\\evil.com`, `/\/evil.com`, "/ /evil.com", "/\t/evil.com", "/\v/evil.com", "/\n/evil.com", "/\r/evil.com",
+		"/ \\evil.com", "/\t\\evil.com", "/\v\\evil.com", "/\n\\evil.com", "/\r\\evil.com", "/\t/\t\\evil.com", "/\t\t/\t/evil.com", "/\t\t\\\t/evil.com", `/./\evil.com`,
+		`/./../../\evil.com`, "/.//evil.com", "/..//evil.com", "/%09/evil.com", "/%0a/evil.com", "/%0d%0aLocation:x", "/%00/evil.com", "/%2fevil.com", "/%2f%2fevil.com",
+		"/%5cevil.com", "/%5c%5cevil.com", "/%252fevil.com", "/%25252fevil.com", "/%255cevil.com", "/%2e%2e//evil.com", "/%2e/%2fevil.com", "/evil.com/%2f%2e%2e", "//evil.com@x",
+		"/\u3000/evil.com", "/\u00a0/evil.com", "/%e3%80%80/evil.com", "/\u2028/evil.com", "/<>//evil.com", "/?url=//evil.com", "/http://evil.com", "/https:///evil.com/%2e%2e",
+		"http:evil.com", "http:/evil.com", "%68%74%74%70%3a%2f%2fevil.com", ".evil.com", "@evil.com", ":80", ";alert(0);//", "%19Jav%09asc%09ript:alert(1)", " /a", "/a ", "\t/a",
+		"/\x00/evil.com", "/\x7f/evil.com", "/\xff/evil.com", "data:text/html,x",
+	} {
+		for _, query := range []string{"return_to=" + path, "return_to=" + url.QueryEscape(path), "return_to=" + url.QueryEscape(url.QueryEscape(path))} {
+			if got := returnTo(query); got != "" {
+				t.Errorf("returnTo(%q) = %q", query, got)
+			}
+		}
+	}
+}
+
+func TestLoginPageHoldsTheSafeReturn(t *testing.T) {
+	w := newWorld(t)
+	for target, want := range map[string]string{
+		"/":                                  `data-return-to=""`,
+		"/?return_to=/reports/7?a=1%26b=2&c": `data-return-to="/reports/7?a=1%26b=2&amp;c"`,
+		"/?return_to=//evil.com":             `data-return-to=""`,
+		"/?return_to=/%22onload=%22x":        `data-return-to="/%22onload=%22x"`,
+	} {
+		if out := w.do("GET", target, ""); out.Code != 200 || !strings.Contains(out.Body.String(), want) {
+			t.Errorf("%s: %d, no %s", target, out.Code, want)
+		}
+	}
+}
+
+func TestOtherOrigins(t *testing.T) {
+	ask := func(w *world, method, path, origin string) http.Header {
+		r, out := httptest.NewRequest(method, path, nil), httptest.NewRecorder()
+		r.Header.Set("Origin", origin)
+		r.Header.Set("Sec-Fetch-Site", "cross-site")
+		w.handler.ServeHTTP(out, r)
+		return out.Header()
+	}
+	const front = "https://www.example.com"
+	open, closed := newWorld(t, "ALLOWED_ORIGINS="+front+",http://localhost:3000"), newWorld(t)
+	for _, path := range []string{"/wechat/getloginqr", "/wechat/getauthqr", "/wechat/checklogin", "/wechat/session"} {
+		for _, method := range []string{"GET", "OPTIONS"} {
+			header := ask(open, method, path, front)
+			if header.Get("Access-Control-Allow-Origin") != front || header.Get("Access-Control-Allow-Credentials") != "true" || header.Get("Vary") != "Origin" {
+				t.Errorf("%s %s: %v", method, path, header)
+			}
+			for _, origin := range []string{"https://evil.com", "null", "https://www.example.com.evil.com", "http://www.example.com", "*"} {
+				if got := ask(open, method, path, origin).Get("Access-Control-Allow-Origin"); got != "" {
+					t.Errorf("%s from %s: allowed %q", path, origin, got)
+				}
+			}
+			if header := ask(closed, method, path, front); header.Get("Access-Control-Allow-Origin") != "" {
+				t.Errorf("%s: open by default", path)
+			}
+		}
+	}
+	for _, path := range []string{"/wechat/logout", "/wechat/message", "/wechat/qr.png", "/", "/healthz", "/wechat/confirm"} {
+		if got := ask(open, "GET", path, front).Get("Access-Control-Allow-Origin"); got != "" {
+			t.Errorf("%s is open to %s", path, got)
+		}
+	}
+}
+
+func TestOwnershipFile(t *testing.T) {
+	w := newWorld(t, "WECHAT_VERIFY_FILE=MP_verify_aB3xyz.txt")
+	if out := w.do("GET", "/MP_verify_aB3xyz.txt", ""); out.Code != 200 || out.Body.String() != "aB3xyz" {
+		t.Errorf("%d %q", out.Code, out.Body)
+	}
+	if out := newWorld(t).do("GET", "/MP_verify_aB3xyz.txt", ""); out.Code != 404 {
+		t.Errorf("without the setting: %d", out.Code)
+	}
+}
