@@ -51,16 +51,36 @@ type server struct {
 	askers  *limiter // who asks for QR codes, by client
 	talk    *limiter // log lines that strangers can cause, by kind
 	signer  *signer
+	metrics metrics
 	demo    http.Handler // the simulator, or nil
 }
 
 func newServer(config config, log *slog.Logger) *server {
-	tickets := newStore(config.ttl, config.maxTickets)
-	tickets.confirm = config.confirm
-	return &server{config: config, log: log, tickets: tickets,
+	s := &server{config: config, log: log, tickets: newStore(config.ttl, config.maxTickets),
 		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID, ttl: config.sessionTTL},
 		wechat: &wechat{config: config, client: newHTTPClient(), log: log},
-		pushes: newPushGuard(config.maxSkew), askers: newLimiter(config.qrRate), talk: newLimiter(60)}
+		pushes: newPushGuard(config.maxSkew), askers: newLimiter(config.qrRate), talk: newLimiter(600)}
+	s.tickets.confirm = config.confirm
+	s.tickets.step = s.step
+	s.wechat.called = func(path, result string) {
+		s.metrics.count("wxscan_wechat_calls_total{path=%q,result=%q}", path, result)
+	}
+	return s
+}
+
+// step logs and counts a step of a login, by a short id of its ticket's digest
+// that ties the steps of one login together.
+func (s *server) step(t *ticket, step string) {
+	name := [...]string{flowScan: "scan", flowAuth: "auth"}[t.flow]
+	if s.talk.pass(step) == 0 {
+		s.log.Info("login "+step, "login", t.key[:8], "flow", name)
+	}
+	switch step {
+	case "begun":
+		s.metrics.count("wxscan_tickets_total{flow=%q}", name)
+	case "done", "declined", "expired":
+		s.metrics.count("wxscan_logins_total{flow=%q,outcome=%q}", name, step)
+	}
 }
 
 // routes is the whole URL surface.
@@ -80,7 +100,9 @@ func (s *server) routes() http.Handler {
 	handle("GET /wechat/getloginqr", s.limited(s.beginScan))
 	handle("GET /wechat/getauthqr", s.limited(s.beginAuth))
 	handle("GET /wechat/qr.png", s.draw("image/png", qrPNG))
-	handle("GET /wechat/qr.txt", s.draw(plainText, qrText))
+	handle("GET /wechat/qr.txt", func(w http.ResponseWriter, r *http.Request) error {
+		return s.draw(plainText, qrText(r.URL.Query().Get("invert") == "1"))(w, r)
+	})
 	handle("GET /wechat/checklogin", s.poll)
 	handle("GET /wechat/accessusercode", s.callback)
 	handle("GET /wechat/confirm", s.askPhone)
@@ -90,6 +112,7 @@ func (s *server) routes() http.Handler {
 	handle("GET /{$}", s.loginPage)
 	handle("GET /static/", s.page)
 	handle("GET /healthz", s.health)
+	handle("GET /metrics", s.showMetrics)
 	if s.config.verifyFile != "" {
 		handle("GET /"+s.config.verifyFile, s.ownership)
 	}
@@ -255,7 +278,7 @@ type qrAnswer struct {
 
 // beginScan begins flow A.
 func (s *server) beginScan(w http.ResponseWriter, r *http.Request) error {
-	if s.tickets.full() {
+	if s.tickets.count() >= s.config.maxTickets {
 		return errTooManyTickets // before a call is wasted on it
 	}
 	ticket, says, err := s.wechat.createQR(r.Context(), rand.Text(), s.config.ttl)
@@ -338,12 +361,14 @@ func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 		http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait + readTimeout))
 	}
 	key := digest(query.Get("ticket"))
+	s.metrics.waiting.Add(1)
 	st := s.tickets.wait(r.Context(), key, status(query.Get("status")), wait)
+	s.metrics.waiting.Add(-1)
+	t, _ := s.tickets.find(key)
 	answer := pollAnswer{Login: st.status == statusDone, Status: st.status,
 		OpenID: st.login.openID, UnionID: st.login.unionID, Nickname: st.login.nickname, Avatar: st.login.avatar}
 	switch st.status {
 	case statusScanned:
-		t, _ := s.tickets.find(key)
 		answer.Number = t.number()
 		fallthrough
 	case statusPending:
@@ -354,6 +379,10 @@ func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		http.SetCookie(w, s.signer.cookie(answer.Token))
+		if t.told.CompareAndSwap(false, true) {
+			s.metrics.tell(time.Since(st.expires.Add(-resultTTL)))
+			s.step(t, "done")
+		}
 	}
 	return writeJSON(w, http.StatusOK, answer)
 }
@@ -389,6 +418,9 @@ func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 	target := "/static/html/loginsucceed.html"
 	t, reason := s.redeem(r)
 	if reason != "" {
+		if reason != "expired" {
+			s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=%q}", reason)
+		}
 		target = "/static/html/loginfailed.html?reason=" + reason
 	} else if confirm := s.confirmURL(t); confirm != "" {
 		target = confirm

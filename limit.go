@@ -93,11 +93,11 @@ func (l *limiter) pass(key string) time.Duration {
 
 // client returns who asks, for a limiter: an IPv4 address, or the /64 of an IPv6
 // address, since that much is one customer's. Behind loopback (nginx, an ngrok
-// agent) and the trusted proxies it is the last hop of X-Forwarded-For that is
-// none of these. ok is false for a loopback peer that forwards for nobody.
+// agent), a Unix socket and the trusted proxies it is the last hop of X-Forwarded-For that is
+// none of these. ok is false for a local peer that forwards for nobody.
 func client(r *http.Request, trusted []netip.Prefix) (key string, ok bool) {
 	isProxy := func(addr netip.Addr) bool {
-		return addr.IsLoopback() || slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(addr) })
+		return !addr.IsValid() || addr.IsLoopback() || slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(addr) })
 	}
 	host, _, _ := net.SplitHostPort(r.RemoteAddr)
 	addr, _ := netip.ParseAddr(host)
@@ -115,7 +115,7 @@ func client(r *http.Request, trusted []netip.Prefix) (key string, ok bool) {
 			return prefix.String(), true
 		}
 	}
-	return addr.String(), !addr.IsLoopback()
+	return addr.String(), addr.IsValid() && !addr.IsLoopback()
 }
 
 // A pushGuard knows the pushes that have come lately. WeChat's plain signature

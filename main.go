@@ -18,10 +18,13 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -32,6 +35,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -59,10 +63,14 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(stderr, nil))
-	listener, err := net.Listen("tcp", config.addr)
+	var handler slog.Handler = slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: config.logLevel})
+	if config.logJSON {
+		handler = slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: config.logLevel})
+	}
+	log := slog.New(handler)
+	listener, err := listen(&config, log)
 	if err != nil {
-		return fmt.Errorf("ADDR (-addr): %w", err)
+		return err
 	}
 	if config.demo {
 		config.simulate(listener.Addr().(*net.TCPAddr))
@@ -79,6 +87,72 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	return serve(ctx, listener, server.routes(), log)
 }
 
+// listen opens the listen address: host:port, or unix:path for a proxy on the
+// same machine; with https if there is a certificate.
+func listen(c *config, log *slog.Logger) (net.Listener, error) {
+	network, addr := "tcp", c.addr
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		network, addr = "unix", path
+		if conn, err := net.Dial(network, path); err == nil {
+			conn.Close()
+		} else if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
+			os.Remove(path) // left over: nobody listens there
+		}
+	}
+	listener, err := net.Listen(network, addr)
+	if err == nil && network == "unix" {
+		err = os.Chmod(addr, 0o666) // the proxy runs as another user; the folder decides who may
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ADDR (-addr): %w", err)
+	}
+	if c.tlsCert == "" {
+		return listener, nil
+	}
+	certs := &certificate{certFile: c.tlsCert, keyFile: c.tlsKey, log: log}
+	if _, err := certs.get(nil); err != nil {
+		return nil, fmt.Errorf("TLS_CERT and TLS_KEY (-tls-cert, -tls-key): %w", err)
+	}
+	return tls.NewListener(listener, &tls.Config{GetCertificate: certs.get}), nil
+}
+
+// A certificate is read from its files again when they change.
+type certificate struct {
+	certFile, keyFile string
+	log               *slog.Logger
+
+	mu     sync.Mutex // guards the fields below
+	pair   *tls.Certificate
+	change time.Time // of the files, when pair was read
+}
+
+// get returns the certificate. While the new files are unusable, the old
+// certificate goes on.
+func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var change time.Time
+	for _, file := range []string{c.certFile, c.keyFile} {
+		if info, err := os.Stat(file); err == nil && info.ModTime().After(change) {
+			change = info.ModTime()
+		}
+	}
+	if c.pair != nil && change.Equal(c.change) {
+		return c.pair, nil
+	}
+	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
+	switch {
+	case err == nil:
+		c.pair = &pair
+	case c.pair == nil:
+		return nil, err
+	default:
+		c.log.Warn("reading the certificate again", "err", err)
+	}
+	c.change = change
+	return c.pair, nil
+}
+
 // serve answers requests until ctx ends, which wakes the parked polls. It
 // returns once the requests in flight are answered, or shutdownGrace is over.
 func serve(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
@@ -90,7 +164,7 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, log
 		WriteTimeout:      maxWait + 15*time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ErrorLog:          stdlog.New(&errorLog{log, newLimiter(60)}, "", 0),
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }() // ends with Shutdown
@@ -117,6 +191,20 @@ WECHAT_TOKEN and PUBLIC_URL. Flags, and what sets their defaults:`
 // maxTTL is WeChat's own limit for the life of a QR code, 30 days.
 const maxTTL = 2592000 * time.Second
 
+// An errorLog takes the lines of net/http. Strangers cause most of them, such as
+// those of bad TLS handshakes, so they are limited.
+type errorLog struct {
+	log  *slog.Logger
+	talk *limiter
+}
+
+func (e *errorLog) Write(line []byte) (int, error) {
+	if e.talk.pass("") == 0 {
+		e.log.Warn("http", "err", strings.TrimSpace(string(line)))
+	}
+	return len(line), nil
+}
+
 // A config is the settings, checked.
 type config struct {
 	addr                      string
@@ -133,6 +221,10 @@ type config struct {
 	confirm                   bool          // a scan must be confirmed on the phone
 	allowedOrigins            []string
 	verifyFile                string // MP_verify_xxx.txt, or none
+	metricsToken              string // opens /metrics to others than loopback
+	tlsCert, tlsKey           string // files, or none
+	logLevel                  slog.Level
+	logJSON                   bool
 	scope                     string
 	apiBase, openBase, mpBase string // no trailing slash
 	demo                      bool
@@ -160,14 +252,15 @@ func commaSeparated(s string) []string {
 // flag.ErrHelp after -h.
 func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (config, error) {
 	c := config{
-		appID: getenv("WECHAT_APPID"), appSecret: getenv("WECHAT_APPSECRET"), token: getenv("WECHAT_TOKEN"),
+		metricsToken: getenv("METRICS_TOKEN"),
+		appID:        getenv("WECHAT_APPID"), appSecret: getenv("WECHAT_APPSECRET"), token: getenv("WECHAT_TOKEN"),
 		apiBase:  cmp.Or(getenv("WECHAT_API_BASE"), "https://api.weixin.qq.com"),
 		openBase: cmp.Or(getenv("WECHAT_OPEN_BASE"), "https://open.weixin.qq.com"),
 		mpBase:   cmp.Or(getenv("WECHAT_MP_BASE"), "https://mp.weixin.qq.com"),
 	}
 	flags := flag.NewFlagSet("wxscan", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	var ttl, maxTickets, maxSkew, qrRate, trusted, sessionTTL, origins string
+	var ttl, maxTickets, maxSkew, qrRate, trusted, sessionTTL, origins, logLevel, logFormat string
 	setting := func(p *string, name, env, byDefault, usage string) {
 		flags.StringVar(p, name, cmp.Or(getenv(env), byDefault), usage+" ("+env+")")
 	}
@@ -184,6 +277,10 @@ func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (c
 	flags.BoolVar(&c.confirm, "confirm", confirm, "a scan must be confirmed on the phone (CONFIRM)")
 	setting(&origins, "allowed-origins", "ALLOWED_ORIGINS", "", "`origins` of other front ends, exact, comma-separated")
 	setting(&c.verifyFile, "verify-file", "WECHAT_VERIFY_FILE", "", "`name` of the file that proves a domain, MP_verify_xxx.txt")
+	setting(&logLevel, "log-level", "LOG_LEVEL", "info", "`level`: debug, info, warn or error")
+	setting(&logFormat, "log-format", "LOG_FORMAT", "text", "`format` of the log: text or json")
+	setting(&c.tlsCert, "tls-cert", "TLS_CERT", "", "`file` with the certificate chain, for https; read again when it changes")
+	setting(&c.tlsKey, "tls-key", "TLS_KEY", "", "`file` with its key")
 	setting(&c.scope, "scope", "WECHAT_SCOPE", "snsapi_base", "`scope` of flow B: snsapi_base, or snsapi_userinfo for nickname and avatar")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -202,6 +299,9 @@ func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (c
 	if c.demo {
 		c.appID, c.appSecret, c.token = cmp.Or(c.appID, "wx0123456789abcdef"), "simulated", cmp.Or(c.token, "simulated")
 		c.addr = cmp.Or(c.addr, "127.0.0.1:8080")
+		if strings.HasPrefix(c.addr, "unix:") || c.tlsCert != "" {
+			return c, errors.New("ADDR (-addr), TLS_CERT (-tls-cert): -demo listens on plain TCP only, as host:port")
+		}
 	}
 	c.addr = cmp.Or(c.addr, ":8080")
 	for _, base := range []*string{&c.publicURL, &c.apiBase, &c.openBase, &c.mpBase} {
@@ -251,6 +351,9 @@ func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (c
 		{"CONFIRM (-confirm)", getenv("CONFIRM"), confirmErr == nil, "true or false"},
 		{"ALLOWED_ORIGINS (-allowed-origins)", origins, !slices.ContainsFunc(c.allowedOrigins, func(o string) bool { return !matches(origin, o) }), "exact origins such as https://www.example.com, comma-separated; * is none"},
 		{"WECHAT_VERIFY_FILE (-verify-file)", c.verifyFile, matches(`(MP_verify_[0-9A-Za-z]+\.txt)?`, c.verifyFile), "the name of the file from the account's page, MP_verify_xxx.txt"},
+		{"LOG_LEVEL (-log-level)", logLevel, c.logLevel.UnmarshalText([]byte(logLevel)) == nil, "debug, info, warn or error"},
+		{"LOG_FORMAT (-log-format)", logFormat, matches("text|json", logFormat), "text or json"},
+		{"TLS_CERT and TLS_KEY (-tls-cert, -tls-key)", c.tlsCert + c.tlsKey, (c.tlsCert == "") == (c.tlsKey == ""), "both set, or neither"},
 		{"WECHAT_SCOPE (-scope)", c.scope, matches(`snsapi_(base|userinfo)`, c.scope), "snsapi_base or snsapi_userinfo"},
 		{"WECHAT_API_BASE", c.apiBase, matches(origin+`(/[!-~]*)?`, c.apiBase), base},
 		{"WECHAT_OPEN_BASE", c.openBase, matches(origin+`(/[!-~]*)?`, c.openBase), base},
@@ -264,5 +367,6 @@ func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (c
 			return c, fmt.Errorf("%s is malformed: it must be %s; without an account, try wxscan -demo", setting.name, setting.mustBe)
 		}
 	}
+	c.logJSON = logFormat == "json"
 	return c, nil
 }

@@ -3,10 +3,17 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"flag"
 	"fmt"
 	"io"
+	"math/big"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -74,6 +81,19 @@ func TestBadSettingsAreNamedInOneLine(t *testing.T) {
 		{args: []string{"-demo"}, want: "WECHAT_APPSECRET is set"},
 		{args: []string{"-dmeo"}, want: "-dmeo"},
 		{args: []string{"serve"}, want: `unknown argument "serve"`},
+		{change: "SESSION_SECRET=hush-hush-too-short", want: "SESSION_SECRET is malformed"},
+		{change: "SESSION_SECRET=" + secretA + ",", want: "SESSION_SECRET is malformed"},
+		{change: "SESSION_TTL=1s", want: "SESSION_TTL (-session-ttl) is malformed"},
+		{change: "CONFIRM=maybe", want: "CONFIRM (-confirm) is malformed"},
+		{change: "ALLOWED_ORIGINS=*", want: "ALLOWED_ORIGINS (-allowed-origins) is malformed"},
+		{change: "ALLOWED_ORIGINS=https://a.example.com/,https://b.example.com", want: "ALLOWED_ORIGINS (-allowed-origins) is malformed"},
+		{change: "WECHAT_VERIFY_FILE=../MP_verify_x.txt", want: "WECHAT_VERIFY_FILE (-verify-file) is malformed"},
+		{change: "PUSH_MAX_SKEW=10", want: "PUSH_MAX_SKEW (-push-max-skew) is malformed"},
+		{change: "QR_RATE=-1", want: "QR_RATE (-qr-rate) is malformed"},
+		{change: "TRUSTED_PROXIES=10.0.0.1", want: "TRUSTED_PROXIES (-trusted-proxies) is malformed"},
+		{change: "LOG_LEVEL=loud", want: "LOG_LEVEL (-log-level) is malformed"},
+		{change: "LOG_FORMAT=xml", want: "LOG_FORMAT (-log-format) is malformed"},
+		{change: "TLS_CERT=x", want: "TLS_CERT and TLS_KEY (-tls-cert, -tls-key) is malformed"},
 		{change: "ADDR=256.0.0.1:x", want: "ADDR (-addr)"},
 	} {
 		err := run(t.Context(), test.args, with(test.change), io.Discard)
@@ -129,7 +149,7 @@ func start(t *testing.T, getenv func(string) string, args ...string) (url string
 	return listening(t, logged), logged, stop
 }
 
-var listeningLine = regexp.MustCompile(`msg=listening addr=(\S+)`)
+var listeningLine = regexp.MustCompile(`msg"?[=:]"?listening"?[ ,]"?addr"?[=:]"?([^\s",]+)`)
 
 func listening(t *testing.T, logged *syncBuffer) string {
 	t.Helper()
@@ -583,4 +603,80 @@ func TestFloodOfTicketsAndPolls(t *testing.T) {
 	}
 	peak, now = memoryOf(t, cmd.Process.Pid)
 	t.Logf("with %d parked polls: peak RSS %d MB, now %d MB", polls, peak>>20, now>>20)
+}
+
+// selfSigned writes a certificate for 127.0.0.1 with a serial number.
+func selfSigned(t *testing.T, certFile, keyFile string, serial int64) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	must(t, err)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	must(t, err)
+	must(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
+	must(t, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600))
+	at := time.Unix(serial, 0)
+	must(t, os.Chtimes(certFile, at, at))
+	must(t, os.Chtimes(keyFile, at, at))
+}
+
+func TestHTTPSReadsAChangedCertificate(t *testing.T) {
+	dir := t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	if err := run(t.Context(), []string{"-addr", "127.0.0.1:0"}, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile), io.Discard); err == nil || !strings.HasPrefix(err.Error(), "TLS_CERT") {
+		t.Errorf("without the files: %v", err)
+	}
+	selfSigned(t, certFile, keyFile, 1)
+	base, _, _ := start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile), "-addr", "127.0.0.1:0")
+	serial := func() int64 {
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+		resp, err := client.Get("https" + strings.TrimPrefix(base, "http") + "/healthz")
+		must(t, err)
+		resp.Body.Close()
+		return resp.TLS.PeerCertificates[0].SerialNumber.Int64()
+	}
+	first := serial()
+	selfSigned(t, certFile, keyFile, 2)
+	second := serial()
+	must(t, os.WriteFile(certFile, []byte("half written"), 0o600))
+	if third := serial(); first != 1 || second != 2 || third != 2 {
+		t.Errorf("certificates %d, %d, then %d with unusable files", first, second, third)
+	}
+}
+
+func TestUnixSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "wxscan.sock")
+	stale, err := net.Listen("unix", path) // left over from a crash
+	must(t, err)
+	stale.(*net.UnixListener).SetUnlinkOnClose(false)
+	stale.Close()
+	_, logged, stop := start(t, with(), "-addr", "unix:"+path)
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}}
+	for range 100 { // more than QR_RATE: the proxy itself is not limited
+		resp, err := client.Get("http://wxscan/wechat/getauthqr")
+		must(t, err)
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != 200 {
+			t.Fatalf("%d: %s", resp.StatusCode, logged)
+		}
+	}
+	if err := run(t.Context(), []string{"-addr", "unix:" + path}, with(), io.Discard); err == nil {
+		t.Error("a second server takes the first one's socket")
+	}
+	must(t, stop())
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the socket is left over")
+	}
+}
+
+func TestLogAsJSONAtALevel(t *testing.T) {
+	_, logged, _ := start(t, with("LOG_FORMAT=json"), "-addr", "127.0.0.1:0")
+	var line struct{ Msg, Level string }
+	if err := json.Unmarshal([]byte(strings.SplitN(logged.String(), "\n", 2)[0]), &line); err != nil || line.Msg != "listening" {
+		t.Errorf("%v in %s", err, logged)
+	}
 }

@@ -16,11 +16,13 @@ func qrPNG(text string) ([]byte, error) {
 }
 
 // qrText draws a QR code in half blocks, two modules a character high, to be
-// scanned off a terminal with light text on a dark ground.
-func qrText(text string) ([]byte, error) {
-	q, err := qrcode.New(text, qrcode.Medium)
-	if err != nil {
-		return nil, err
+// scanned off a terminal: light on a dark ground, or with invert dark on light.
+func qrText(invert bool) func(text string) ([]byte, error) {
+	return func(text string) ([]byte, error) {
+		q, err := qrcode.New(text, qrcode.Medium)
+		if err != nil {
+			return nil, err
+		}
+		return []byte(q.ToSmallString(invert)), nil
 	}
-	return []byte(q.ToSmallString(false)), nil
 }

@@ -75,6 +75,7 @@ type ticket struct {
 	result  atomic.Pointer[state] // nil until it is known who has logged in, or declined, then for good; set under store.mu
 	claim   atomic.Pointer[claim] // nil until somebody has scanned what is to be confirmed; set under store.mu
 	changed chan struct{}         // closed when the status changes; nil while nobody waits; guarded by store.mu
+	told    atomic.Bool           // the browser knows who has logged in
 	asker   *asker                // who asked for the ticket; nil unless logins are to be confirmed
 
 	redeeming sync.Mutex       // held while a code is exchanged; guards outcomes
@@ -95,8 +96,9 @@ type claim struct {
 type store struct {
 	ttl     time.Duration
 	max     int
-	confirm bool     // a scan is only a claim
-	tickets sync.Map // by digest, *ticket
+	confirm bool                         // a scan is only a claim
+	step    func(t *ticket, step string) // is told what happens to tickets, with mu held
+	tickets sync.Map                     // by digest, *ticket
 
 	mu      sync.Mutex  // guards the fields below, and what changes in a ticket
 	live    int         // entries in tickets
@@ -107,14 +109,14 @@ type store struct {
 
 // newStore returns a store of at most max tickets that each wait for ttl.
 func newStore(ttl time.Duration, max int) *store {
-	return &store{ttl: ttl, max: max}
+	return &store{ttl: ttl, max: max, step: func(*ticket, string) {}}
 }
 
-// full tells whether begin would return errTooManyTickets.
-func (s *store) full() bool {
+// count returns how many tickets are live.
+func (s *store) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.live >= s.max
+	return s.live
 }
 
 // begin makes secret the ticket of a wait that starts now. It returns
@@ -133,6 +135,7 @@ func (s *store) begin(secret string, flow flow, says string, asker *asker) error
 	s.live++
 	s.waiting = append(s.waiting, t)
 	s.armLocked()
+	s.step(t, "begun")
 	return nil
 }
 
@@ -160,6 +163,7 @@ func (s *store) complete(key string, flow flow, who login) bool {
 	if t.state().status != statusPending {
 		return false
 	}
+	s.step(t, "scanned")
 	if s.confirm {
 		t.claim.Store(&claim{who, rand.Text()})
 		s.tellLocked(t)
@@ -178,8 +182,10 @@ func (s *store) decide(t *ticket, secret string, yes bool) bool {
 		return false
 	}
 	if yes {
+		s.step(t, "confirmed")
 		s.finishLocked(t, statusDone, t.claim.Load().login)
 	} else {
+		s.step(t, "declined")
 		s.finishLocked(t, statusDeclined, login{})
 	}
 	return true
@@ -290,6 +296,7 @@ func (s *store) sweep() {
 	now := time.Now()
 	for len(s.waiting) > 0 && !now.Before(s.waiting[0].deadline) {
 		if t := s.waiting[0]; t.result.Load() == nil {
+			s.step(t, "expired")
 			s.forgetLocked(t)
 		}
 		s.waiting = pop(s.waiting)

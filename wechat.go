@@ -39,6 +39,7 @@ type wechat struct {
 	config config // the account and WeChat's addresses
 	client *http.Client
 	log    *slog.Logger
+	called func(path, result string) // is told of each call: "ok", "refused", "timeout" or "unreachable"
 
 	mu      sync.Mutex // guards the fields below; never held during a call
 	token   *fetch     // the last fetch that brought a token, until that is refused
@@ -53,6 +54,7 @@ type fetch struct {
 	err     error
 	again   time.Time // when another fetch is due: a token's renewal, a failure's retry
 	expires time.Time // of the token
+	fetched time.Time
 }
 
 // newHTTPClient returns the client for WeChat. It follows no redirect: the
@@ -84,6 +86,16 @@ func (c *wechat) accessToken(ctx context.Context) (string, error) {
 	}
 }
 
+// tokenAge returns how long ago the access token was fetched, 0 without one.
+func (c *wechat) tokenAge() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.token == nil {
+		return 0
+	}
+	return time.Since(c.token.fetched)
+}
+
 // renew runs a fetch to its end.
 func (c *wechat) renew(f *fetch) {
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
@@ -98,7 +110,7 @@ func (c *wechat) renew(f *fetch) {
 			c.log.Warn("renewing the access token", "err", err, "hint", hint(err))
 		}
 	} else {
-		f.token, f.expires = token, now.Add(life)
+		f.token, f.fetched, f.expires = token, now, now.Add(life)
 		f.again = f.expires.Add(-min(300*time.Second, life/3))
 		c.token = f
 	}
@@ -244,12 +256,16 @@ func (c *wechat) call(ctx context.Context, path string, query url.Values, body a
 		netErr, _ := errors.AsType[net.Error](err)
 		switch {
 		case netErr != nil && netErr.Timeout():
+			c.called(path, "timeout")
 			return answer{}, fmt.Errorf("%s: %w", path, errTimeout)
 		case err != nil:
+			c.called(path, "unreachable")
 			return answer{}, fmt.Errorf("%s: %w: %w", path, errUnreachable, err)
 		case got.ErrCode == 0:
+			c.called(path, "ok")
 			return got, nil
 		}
+		c.called(path, "refused")
 		refused := &apiError{path, got.ErrCode, got.ErrMsg}
 		if hint(refused) != hintBusy || try == 3 || strings.HasPrefix(path, "/sns/") {
 			return answer{}, refused

@@ -305,7 +305,7 @@ func TestEveryKnownErrcodeHasAHint(t *testing.T) {
 
 func TestErrorsHoldNoURL(t *testing.T) {
 	for _, base := range []string{"http://127.0.0.1:1", "http://[::1", "gopher://x", "http://127.0.0.1:1/%zz"} {
-		c := wechat{config: config{appID: "wx1", appSecret: "s3cr3t", apiBase: base}, client: newHTTPClient()}
+		c := wechat{config: config{appID: "wx1", appSecret: "s3cr3t", apiBase: base}, client: newHTTPClient(), called: func(string, string) {}}
 		_, err := c.call(t.Context(), "/cgi-bin/token", url.Values{"secret": {"s3cr3t"}}, nil)
 		if err == nil || strings.Contains(err.Error(), "s3cr3t") || !errors.Is(err, errUnreachable) {
 			t.Errorf("%s: %v", base, err)

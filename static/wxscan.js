@@ -111,17 +111,19 @@
   // It bears a lost connection, with ever longer pauses.
   async function follow(qr, box, signal) {
     let deadline = Date.now() + qr.expiresIn * 1000;
+    box.tick(deadline);
     const ticking = setInterval(() => box.tick(deadline), 1000);
     let prompt = box.status.textContent;
     let seen = "pending";
     try {
-      for (let pause = 1000; ;) {
+      for (let pause = 1000, wait = 25; ;) {
         const asked = Date.now();
         try {
-          const answer = await ask(`/wechat/checklogin?ticket=${encodeURIComponent(qr.ticket)}&wait=25&status=${seen}`, signal);
+          const answer = await ask(`/wechat/checklogin?ticket=${encodeURIComponent(qr.ticket)}&wait=${wait}&status=${seen}`, signal);
           if (signal.aborted || (answer.status !== "pending" && answer.status !== "scanned")) return answer;
           deadline = Date.now() + answer.expiresIn * 1000;
           pause = 1000;
+          wait = 25;
           if (answer.status !== seen) {
             seen = answer.status;
             box.scanned(answer);
@@ -134,6 +136,7 @@
           if (signal.aborted) return {};
           if (Date.now() > deadline) return { status: "expired" };
           box.say(words(err.code));
+          wait = 0; // to learn at once that the connection is back
           await sleep(pause, signal);
           pause = Math.min(2 * pause, 15e3);
         }
@@ -155,9 +158,10 @@
   // own screen. The page comes back to find the ticket in sessionStorage.
   async function leave(box, signal) {
     const ticket = sessionStorage.getItem("wxscan");
-    sessionStorage.removeItem("wxscan");
     if (ticket) {
-      const answer = await ask("/wechat/checklogin?ticket=" + encodeURIComponent(ticket), signal).catch(() => ({}));
+      const answer = await ask("/wechat/checklogin?ticket=" + encodeURIComponent(ticket), signal);
+      sessionStorage.removeItem("wxscan");
+      sessionStorage.removeItem("wxscan-page");
       if (answer.login) return answer;
       await box.pressed(say("用微信登录", "Log in with WeChat"), signal);
     }
@@ -185,7 +189,8 @@
       } catch (err) {
         if (signal.aborted) return;
         box.say(words(err.code));
-        await box.pressed(say("重试", "Try again"), signal);
+        const pressed = box.pressed(say("重试", "Try again"), signal);
+        await (err.code === "lost" ? Promise.race([pressed, sleep(15e3, signal)]) : pressed);
         continue;
       }
       if (signal.aborted) return;

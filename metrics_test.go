@@ -1,0 +1,109 @@
+package main
+
+import (
+	"net/http/httptest"
+	"os/exec"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// metricsFor asks for /metrics from an address, with a token.
+func (w *world) metricsFor(peer, forwarded, token string) *httptest.ResponseRecorder {
+	r, out := httptest.NewRequest("GET", "/metrics", nil), httptest.NewRecorder()
+	r.RemoteAddr = peer
+	if forwarded != "" {
+		r.Header.Set("X-Forwarded-For", forwarded)
+	}
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	w.handler.ServeHTTP(out, r)
+	return out
+}
+
+func TestMetricsTellWhatHasHappened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		scan, auth := w.begin(t, "getloginqr"), w.begin(t, "getauthqr")
+		w.scan(auth.Ticket, "alice", "decline")
+		time.AfterFunc(2*time.Second, func() { w.scan(scan.Ticket, "alice", "") })
+		time.AfterFunc(time.Second, func() {
+			if page := w.metricsFor("127.0.0.1:1", "", "").Body.String(); !strings.Contains(page, "wxscan_waiting_browsers 1\n") {
+				t.Errorf("a browser waits: %s", page)
+			}
+		})
+		w.check(t, scan.Ticket, "25")
+		w.check(t, scan.Ticket, "25") // learns nothing new
+		w.scan(auth.Ticket, "alice", "")
+		time.Sleep(20 * time.Millisecond)
+		w.check(t, auth.Ticket, "")
+		w.begin(t, "getauthqr")
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		page := w.metricsFor("127.0.0.1:1", "", "").Body.String()
+		for _, want := range []string{
+			`wxscan_tickets_total{flow="scan"} 1`, `wxscan_tickets_total{flow="auth"} 2`,
+			`wxscan_logins_total{flow="scan",outcome="done"} 1`, `wxscan_logins_total{flow="auth",outcome="done"} 1`,
+			`wxscan_logins_total{flow="auth",outcome="denied"} 1`, `wxscan_logins_total{flow="auth",outcome="expired"} 1`,
+			`wxscan_wechat_calls_total{path="/cgi-bin/qrcode/create",result="ok"} 1`, "wxscan_waiting_browsers 0", "wxscan_live_tickets 0",
+			`wxscan_scan_to_answer_seconds_bucket{le="0.001"} 1`, `wxscan_scan_to_answer_seconds_bucket{le="0.025"} 2`, `wxscan_scan_to_answer_seconds_bucket{le="+Inf"} 2`,
+			"wxscan_scan_to_answer_seconds_sum 0.02", "wxscan_scan_to_answer_seconds_count 2", "wxscan_access_token_age_seconds 602.02",
+		} {
+			if !strings.Contains(page, "\n"+want+"\n") {
+				t.Errorf("no %s in\n%s", want, page)
+			}
+		}
+	})
+}
+
+func TestMetricsAreForLoopbackOrTheToken(t *testing.T) {
+	w, open := newWorld(t), newWorld(t, "METRICS_TOKEN=letmein")
+	for _, test := range []struct {
+		w                      *world
+		peer, forwarded, token string
+		want                   int
+	}{
+		{w, "127.0.0.1:1", "", "", 200}, {w, "[::1]:1", "", "", 200}, {w, "@", "", "", 200},
+		{w, "203.0.113.7:1", "", "", 404}, {w, "127.0.0.1:1", "203.0.113.7", "", 404}, {w, "203.0.113.7:1", "127.0.0.1", "", 404},
+		{open, "203.0.113.7:1", "", "letmein", 200}, {open, "203.0.113.7:1", "", "letmeinx", 404}, {open, "203.0.113.7:1", "", "", 404},
+	} {
+		if out := test.w.metricsFor(test.peer, test.forwarded, test.token); out.Code != test.want {
+			t.Errorf("%s for %q with %q: %d, want %d", test.peer, test.forwarded, test.token, out.Code, test.want)
+		}
+	}
+}
+
+func TestPromtoolLikesTheMetrics(t *testing.T) {
+	promtool := program(t, "promtool", "prometheus")
+	w := newWorld(t)
+	w.begin(t, "getloginqr")
+	check := exec.Command(promtool, "check", "metrics")
+	check.Stdin = w.metricsFor("127.0.0.1:1", "", "").Body
+	if out, err := check.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func TestStepsOfALoginShareAnID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		qr := w.begin(t, "getauthqr")
+		w.scan(qr.Ticket, "alice", "")
+		w.check(t, qr.Ticket, "")
+		w.check(t, qr.Ticket, "")
+		w.begin(t, "getloginqr")
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		var steps []string
+		for line := range strings.Lines(w.logged.String()) {
+			if _, step, ok := strings.Cut(line, `msg="login `); ok && (strings.Contains(line, "login="+digest(qr.Ticket)[:8]) || strings.Contains(step, "flow=scan")) {
+				steps = append(steps, step[:strings.Index(step, `"`)])
+			}
+		}
+		if got := strings.Join(steps, " "); got != "begun scanned done begun expired" {
+			t.Errorf("steps: %s\n%s", got, w.logged)
+		}
+	})
+}
