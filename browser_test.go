@@ -564,3 +564,73 @@ func TestBrowserShowsOneReasonForAFailedLogin(t *testing.T) {
 		}
 	}
 }
+
+func TestBrowserConfirmsOnThePhone(t *testing.T) {
+	b := browse(t, "-confirm")
+	for _, test := range []struct{ flow, button, answer, want string }{
+		{"scan", "scan", "yes", "You are logged in"}, {"auth", "allow", "yes", "You are logged in"}, {"auth", "allow", "no", "Declined on the phone"},
+	} {
+		b.open("/")
+		b.click("[data-wxscan-flow=" + test.flow + "]")
+		b.wait(pageCode, "true")
+		page := b.tab()
+		b.follow(".wxscan-demo")
+		b.speak("en-US")
+		b.click("[value=" + test.button + "]")
+		if test.flow == "scan" {
+			b.wait("document.querySelector('.bubble a') !== null", "true")
+			b.click(".bubble a")
+		}
+		b.wait("location.pathname", "/wechat/confirm")
+		number := b.script(textOf(".wxscan-number"))
+		b.screenshot("confirm-" + test.flow)
+		phone := b.tab()
+		b.turn(page)
+		b.wait(textOf(".wxscan-number"), number)
+		b.wait(pageStatus, "Scanned. Compare the number, and confirm on your phone")
+		b.screenshot("scanned-" + test.flow)
+		b.turn(phone)
+		b.click("[value=" + test.answer + "]")
+		b.wait("location.pathname.startsWith('/static/html/login')", "true")
+		b.turn(page)
+		b.wait(pageStatus, test.want)
+		for _, complaint := range b.complaints() {
+			t.Errorf("%+v: the console says %s", test, complaint)
+		}
+	}
+	b.click(".wxscan-more button")
+	b.wait(pageCode, "true")
+}
+
+func TestBrowserGoesBackToWhereItCameFrom(t *testing.T) {
+	b := browse(t)
+	b.open("/?return_to=/healthz?a=1&b=2")
+	b.wait(pageCode, "true")
+	b.scan("alice")
+	b.wait("location.pathname + location.search", "/healthz?a=1&b=2")
+	b.open("/?return_to=//127.0.0.1:1/")
+	b.wait(pageCode, "true")
+	b.scan("alice")
+	b.wait(pageOpenID, "alice")
+	b.wait("location.pathname", "/")
+}
+
+func TestBrowserShowsTheBoxInAnotherSitesPage(t *testing.T) {
+	var wxscan string
+	site := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		fmt.Fprintf(w, `<!doctype html><link rel="icon" href="data:,"><div data-wxscan="auth"></div><script src="%s/static/wxscan.js" defer></script>`, wxscan)
+	}))
+	b := browse(t, "-allowed-origins", site)
+	wxscan = b.base
+	b.post("/url", object{"url": site}, nil)
+	b.wait(pageCode, "true")
+	b.wait("getComputedStyle(document.querySelector('.wxscan')).display", "flex")
+	b.script("addEventListener('wxscan:login', (e) => { window.told = e.detail.token.split('.').length + e.detail.openid })")
+	b.scan("alice")
+	b.wait(pageOpenID, "alice")
+	b.wait("window.told", "3alice")
+	for _, complaint := range b.complaints() {
+		t.Errorf("the console says %s", complaint)
+	}
+}

@@ -238,7 +238,7 @@ func (d *demo) showQR(w http.ResponseWriter, r *http.Request) {
 var phonePage = template.Must(template.New("phone").Parse(`<!doctype html><html lang="zh-CN"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><title>模拟手机 Simulated phone</title>
 <link rel="icon" href="/static/icon.svg"><link rel="stylesheet" href="/static/wxscan.css"><body class="phone"><main><h1>模拟手机 Simulated phone</h1>
-{{with .Shown}}<p class="bubble">{{.}}</p>{{else}}<form method="post">
+{{if .Shown}}<p class="bubble">{{.Shown}}{{with .Link}}<br><a href="{{.}}">打开链接 Open the link</a>{{end}}</p>{{else}}<form method="post">
 <label>您是谁？ Who are you? <input name="openid" value="alice" maxlength="64" required></label>
 {{if .Auth}}<button name="event" value="allow">允许 Allow</button>
 <button name="event" value="decline">拒绝 Decline</button>
@@ -259,7 +259,9 @@ func (d *demo) phone(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var page bytes.Buffer
-	phonePage.Execute(&page, map[string]any{"Shown": shown, "Auth": r.PathValue("id") == ""})
+	_, link, _ := strings.Cut(shown, `<a href="`)
+	link, _, _ = strings.Cut(link, `"`)
+	phonePage.Execute(&page, map[string]any{"Shown": shown, "Link": link, "Auth": r.PathValue("id") == ""})
 	write(w, status, "text/html; charset=utf-8", page.Bytes())
 }
 
