@@ -26,6 +26,7 @@ import (
 	"io/fs"
 	stdlog "log"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -64,7 +65,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		return err
 	}
 	var handler slog.Handler = slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: config.logLevel})
-	if config.logJSON {
+	if config.logFormat == "json" {
 		handler = slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: config.logLevel})
 	}
 	log := slog.New(handler)
@@ -183,14 +184,6 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, log
 	return nil
 }
 
-const usage = `wxscan: log in to a web page by scanning a QR code with WeChat
-
-wxscan -demo needs nothing. To serve, set WECHAT_APPID, WECHAT_APPSECRET,
-WECHAT_TOKEN and PUBLIC_URL. Flags, and what sets their defaults:`
-
-// maxTTL is WeChat's own limit for the life of a QR code, 30 days.
-const maxTTL = 2592000 * time.Second
-
 // An errorLog takes the lines of net/http. Strangers cause most of them, such as
 // those of bad TLS handshakes, so they are limited.
 type errorLog struct {
@@ -224,7 +217,7 @@ type config struct {
 	metricsToken              string // opens /metrics to others than loopback
 	tlsCert, tlsKey           string // files, or none
 	logLevel                  slog.Level
-	logJSON                   bool
+	logFormat                 string // text or json
 	scope                     string
 	apiBase, openBase, mpBase string // no trailing slash
 	demo                      bool
@@ -242,131 +235,169 @@ func (c *config) simulate(listening *net.TCPAddr) {
 	c.openBase, c.mpBase = c.publicURL+"/demo", c.publicURL+"/demo"
 }
 
-func commaSeparated(s string) []string {
-	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+// A setting comes from the environment or, unless it is a secret, from a flag.
+type setting struct {
+	env, flag string
+	byDefault string
+	inDemo    string                  // the default with -demo, if that is another
+	is        string                  // what it is, for -h and for whoever gets it wrong
+	set       func(value string) bool // false if the value is malformed
 }
 
-// parseConfig reads the settings: secrets from the environment, the rest from
-// flags, with the environment as their default. Its error is one line that
-// names the setting, what is wrong with it and where to get it right; it is
-// flag.ErrHelp after -h.
-func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (config, error) {
-	c := config{
-		metricsToken: getenv("METRICS_TOKEN"),
-		appID:        getenv("WECHAT_APPID"), appSecret: getenv("WECHAT_APPSECRET"), token: getenv("WECHAT_TOKEN"),
-		apiBase:  cmp.Or(getenv("WECHAT_API_BASE"), "https://api.weixin.qq.com"),
-		openBase: cmp.Or(getenv("WECHAT_OPEN_BASE"), "https://open.weixin.qq.com"),
-		mpBase:   cmp.Or(getenv("WECHAT_MP_BASE"), "https://mp.weixin.qq.com"),
+func (s *setting) String() string {
+	if s.flag == "" {
+		return s.env
 	}
+	return s.env + " (-" + s.flag + ")"
+}
+
+// settings returns all settings, bound to c.
+func (c *config) settings() []setting {
+	const (
+		origin  = `https?://([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?`
+		base    = origin + `(/[!-~]*)?`
+		account = " on the account's page (test account: https://mp.weixin.qq.com/debug/cgi-bin/sandbox?t=sandbox/login)"
+	)
+	text := func(p *string, pattern string) func(string) bool {
+		return func(value string) bool {
+			*p = value
+			ok, _ := regexp.MatchString("^("+pattern+")$", value)
+			return ok
+		}
+	}
+	link := func(p *string, pattern string) func(string) bool {
+		return func(value string) bool { return text(p, pattern)(strings.TrimSuffix(value, "/")) }
+	}
+	duration := func(p *time.Duration, unit, least, most time.Duration) func(string) bool {
+		return func(value string) (ok bool) {
+			var err error
+			*p, err = time.ParseDuration(value)
+			return err == nil && *p%unit == 0 && *p >= least && *p <= most
+		}
+	}
+	number := func(p *int, least, most int) func(string) bool {
+		return func(value string) bool {
+			var err error
+			*p, err = strconv.Atoi(value)
+			return err == nil && *p >= least && *p <= most
+		}
+	}
+	list := func(p *[]string, pattern string) func(string) bool {
+		return func(value string) bool {
+			*p = nil
+			if value != "" {
+				*p = strings.Split(value, ",")
+			}
+			return !slices.ContainsFunc(*p, func(item string) bool { return !text(new(string), pattern)(item) })
+		}
+	}
+	return []setting{
+		{"WECHAT_APPID", "", "", "wx0123456789abcdef", "the appID (wx and letters and digits)" + account, text(&c.appID, `wx[0-9A-Za-z]+`)},
+		{"WECHAT_APPSECRET", "", "", "simulated", "the appsecret (letters and digits)" + account, text(&c.appSecret, `[0-9A-Za-z]+`)},
+		{"WECHAT_TOKEN", "", "", "simulated", "the Token (3-32 letters and digits) that you make up and type into the interface configuration (接口配置信息)" + account, text(&c.token, `[0-9A-Za-z]{3,32}`)},
+		{"WECHAT_AES_KEY", "", "", "", "the EncodingAESKey (43 letters and digits)" + account + "; unset: plain mode", func(value string) (ok bool) {
+			var err error
+			c.aesKey, err = parseAESKey(value)
+			return value == "" || err == nil
+		}},
+		{"WECHAT_API_BASE", "", "https://api.weixin.qq.com", "", "http(s)://host[:port][/path] in place of WeChat's API", link(&c.apiBase, base)},
+		{"WECHAT_OPEN_BASE", "", "https://open.weixin.qq.com", "", "the same for the authorize page", link(&c.openBase, base)},
+		{"WECHAT_MP_BASE", "", "https://mp.weixin.qq.com", "", "the same for the pictures of QR codes", link(&c.mpBase, base)},
+		{"SESSION_SECRET", "", rand.Text() + rand.Text(), "", "what signs sessions: 32 bytes or more, or several such, comma-separated (openssl rand -hex 32)", list(&c.sessionSecrets, `(?s).{32,}`)},
+		{"METRICS_TOKEN", "", "", "", "what opens /metrics to others than loopback", text(&c.metricsToken, `[!-~]*`)},
+		{"PUBLIC_URL", "url", "", "http://127.0.0.1", "http(s)://host[:port], no path: where phones and WeChat reach us, such as your ngrok address", link(&c.publicURL, origin)},
+		{"ADDR", "addr", ":8080", "127.0.0.1:8080", "host:port to listen on, or unix:/path of a socket", text(&c.addr, `(?s).+`)},
+		{"TICKET_TTL", "ttl", "5m", "", "the life of a QR code: whole seconds from 1s to 720h", duration(&c.ttl, time.Second, time.Second, 720*time.Hour)},
+		{"MAX_TICKETS", "max-tickets", "100000", "", "the number of live tickets before 503", number(&c.maxTickets, 1, 1e9)},
+		{"WECHAT_SCOPE", "scope", "snsapi_base", "", "snsapi_base, or snsapi_userinfo for nickname and avatar too", text(&c.scope, `snsapi_(base|userinfo)`)},
+		{"QR_RATE", "qr-rate", "60", "", "QR codes a minute for one client, to 1000; 0: no limit", number(&c.qrRate, 0, 1000)},
+		{"TRUSTED_PROXIES", "trusted-proxies", "", "", "CIDRs, besides loopback, whose X-Forwarded-For counts", func(value string) bool {
+			var cidrs []string
+			list(&cidrs, "")(value)
+			return !slices.ContainsFunc(cidrs, func(cidr string) bool {
+				prefix, err := netip.ParsePrefix(cidr)
+				c.trusted = append(c.trusted, prefix.Masked())
+				return err != nil
+			})
+		}},
+		{"PUSH_MAX_SKEW", "push-max-skew", "10m", "", "how old or early a push may be; 0: any", duration(&c.maxSkew, 1, 0, math.MaxInt64)},
+		{"SESSION_TTL", "session-ttl", "24h", "", "the life of a session: whole seconds from 1m to 8760h", duration(&c.sessionTTL, time.Second, time.Minute, 8760*time.Hour)},
+		{"CONFIRM", "confirm", "false", "", "true: a scan must be confirmed on the phone", func(value string) bool {
+			var err error
+			c.confirm, err = strconv.ParseBool(value)
+			return err == nil
+		}},
+		{"ALLOWED_ORIGINS", "allowed-origins", "", "", "exact origins of other front ends, comma-separated", list(&c.allowedOrigins, origin)},
+		{"WECHAT_VERIFY_FILE", "verify-file", "", "", "MP_verify_xxx.txt, the file that proves a domain", text(&c.verifyFile, `(MP_verify_[0-9A-Za-z]+\.txt)?`)},
+		{"TLS_CERT", "tls-cert", "", "", "the file of a certificate chain, for https", text(&c.tlsCert, `(?s).*`)},
+		{"TLS_KEY", "tls-key", "", "", "the file of its key", text(&c.tlsKey, `(?s).*`)},
+		{"LOG_LEVEL", "log-level", "info", "", "debug, info, warn or error", func(value string) bool { return c.logLevel.UnmarshalText([]byte(value)) == nil }},
+		{"LOG_FORMAT", "log-format", "text", "", "text or json", text(&c.logFormat, `text|json`)},
+	}
+}
+
+const usage = `wxscan: log in to a web page by scanning a QR code with WeChat
+
+  wxscan -demo   try it on http://127.0.0.1:8080, with a simulated WeChat; needs nothing
+  wxscan         serve; needs WECHAT_APPID, WECHAT_APPSECRET, WECHAT_TOKEN and PUBLIC_URL
+
+By environment only: WECHAT_AES_KEY, SESSION_SECRET, METRICS_TOKEN, WECHAT_API_BASE, WECHAT_OPEN_BASE,
+WECHAT_MP_BASE. By flag or environment:
+`
+
+// parseConfig reads the settings. Its error is one line that names the setting,
+// what is wrong with it and where to get it right; it is flag.ErrHelp after -h,
+// whose answer goes to help.
+func parseConfig(args []string, getenv func(string) string, help io.Writer) (config, error) {
+	var c config
+	settings, given := c.settings(), make(map[string]string)
 	flags := flag.NewFlagSet("wxscan", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	var ttl, maxTickets, maxSkew, qrRate, trusted, sessionTTL, origins, logLevel, logFormat string
-	setting := func(p *string, name, env, byDefault, usage string) {
-		flags.StringVar(p, name, cmp.Or(getenv(env), byDefault), usage+" ("+env+")")
+	flags.BoolVar(&c.demo, "demo", false, "")
+	for _, s := range settings {
+		given[s.env] = getenv(s.env)
+		set := func(value string) error { given[s.env] = value; return nil }
+		if s.byDefault == "false" {
+			flags.BoolFunc(s.flag, "", set)
+		} else if s.flag != "" {
+			flags.Func(s.flag, "", set)
+		}
 	}
-	flags.BoolVar(&c.demo, "demo", false, "simulate WeChat; anyone can log in as anyone")
-	setting(&c.addr, "addr", "ADDR", "", "listen `address`; by default :8080, with -demo 127.0.0.1:8080")
-	setting(&c.publicURL, "url", "PUBLIC_URL", "", "how phones reach us: `http(s)://host[:port]`")
-	setting(&ttl, "ttl", "TICKET_TTL", "5m", "life of a QR code, a `duration` of 1s to 720h")
-	setting(&maxTickets, "max-tickets", "MAX_TICKETS", "100000", "`number` of live tickets before 503")
-	setting(&maxSkew, "push-max-skew", "PUSH_MAX_SKEW", "10m", "`duration` by which a push may be old or early; 0 does not look")
-	setting(&qrRate, "qr-rate", "QR_RATE", "60", "`number` of QR codes a minute for one client; 0 is no limit")
-	setting(&trusted, "trusted-proxies", "TRUSTED_PROXIES", "", "`CIDRs` of proxies, besides loopback, whose X-Forwarded-For counts")
-	setting(&sessionTTL, "session-ttl", "SESSION_TTL", "24h", "life of a session, a `duration` of 1m to 8760h")
-	confirm, confirmErr := strconv.ParseBool(cmp.Or(getenv("CONFIRM"), "false"))
-	flags.BoolVar(&c.confirm, "confirm", confirm, "a scan must be confirmed on the phone (CONFIRM)")
-	setting(&origins, "allowed-origins", "ALLOWED_ORIGINS", "", "`origins` of other front ends, exact, comma-separated")
-	setting(&c.verifyFile, "verify-file", "WECHAT_VERIFY_FILE", "", "`name` of the file that proves a domain, MP_verify_xxx.txt")
-	setting(&logLevel, "log-level", "LOG_LEVEL", "info", "`level`: debug, info, warn or error")
-	setting(&logFormat, "log-format", "LOG_FORMAT", "text", "`format` of the log: text or json")
-	setting(&c.tlsCert, "tls-cert", "TLS_CERT", "", "`file` with the certificate chain, for https; read again when it changes")
-	setting(&c.tlsKey, "tls-key", "TLS_KEY", "", "`file` with its key")
-	setting(&c.scope, "scope", "WECHAT_SCOPE", "snsapi_base", "`scope` of flow B: snsapi_base, or snsapi_userinfo for nickname and avatar")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintln(stderr, usage)
-		flags.SetOutput(stderr)
-		flags.PrintDefaults()
+		fmt.Fprint(help, usage)
+		for _, s := range settings {
+			if s.flag != "" {
+				fmt.Fprintf(help, "  -%-16s %-19s %s%s\n", s.flag, s.env, s.is, strings.TrimSuffix(" ["+s.byDefault+"]", " []"))
+			}
+		}
 		return c, err
 	case err != nil:
 		return c, fmt.Errorf("%w (wxscan -h lists the flags)", err)
 	case flags.NArg() > 0:
 		return c, fmt.Errorf("unknown argument %q (wxscan -h lists the flags)", flags.Arg(0))
-	}
-	if c.demo && c.appSecret != "" {
+	case c.demo && given["WECHAT_APPSECRET"] != "":
 		return c, errors.New("WECHAT_APPSECRET is set: with -demo anyone can log in as anyone, which does not go with a real account; unset it, or leave out -demo")
+	case c.demo && (strings.HasPrefix(given["ADDR"], "unix:") || given["TLS_CERT"] != ""):
+		return c, errors.New("ADDR (-addr), TLS_CERT (-tls-cert): -demo listens on plain TCP only")
+	case (given["TLS_CERT"] == "") != (given["TLS_KEY"] == ""):
+		return c, errors.New("TLS_CERT and TLS_KEY (-tls-cert, -tls-key): set both, or neither")
 	}
-	if c.demo {
-		c.appID, c.appSecret, c.token = cmp.Or(c.appID, "wx0123456789abcdef"), "simulated", cmp.Or(c.token, "simulated")
-		c.addr = cmp.Or(c.addr, "127.0.0.1:8080")
-		if strings.HasPrefix(c.addr, "unix:") || c.tlsCert != "" {
-			return c, errors.New("ADDR (-addr), TLS_CERT (-tls-cert): -demo listens on plain TCP only, as host:port")
+	for _, s := range settings {
+		value := cmp.Or(given[s.env], s.byDefault)
+		if c.demo {
+			value = cmp.Or(given[s.env], s.inDemo, s.byDefault)
+		}
+		wrong := "is malformed"
+		if value == "" {
+			wrong = "is not set"
+		}
+		if !s.set(value) {
+			return c, fmt.Errorf("%s %s: it is %s; without an account, try wxscan -demo", &s, wrong, s.is)
 		}
 	}
-	c.addr = cmp.Or(c.addr, ":8080")
-	for _, base := range []*string{&c.publicURL, &c.apiBase, &c.openBase, &c.mpBase} {
-		*base = strings.TrimSuffix(*base, "/")
+	if c.demo && given["PUBLIC_URL"] == "" {
+		c.publicURL = "" // until we know where we listen
 	}
-	matches := func(pattern, value string) bool {
-		ok, _ := regexp.MatchString(`^(`+pattern+`)$`, value)
-		return ok
-	}
-	aesKey := getenv("WECHAT_AES_KEY")
-	var errs [7]error
-	c.aesKey, errs[0] = parseAESKey(aesKey)
-	c.ttl, errs[1] = time.ParseDuration(ttl)
-	c.maxTickets, errs[2] = strconv.Atoi(maxTickets)
-	c.maxSkew, errs[3] = time.ParseDuration(maxSkew)
-	c.qrRate, errs[4] = strconv.Atoi(qrRate)
-	c.sessionTTL, errs[6] = time.ParseDuration(sessionTTL)
-	secret := getenv("SESSION_SECRET")
-	c.sessionSecrets = strings.Split(cmp.Or(secret, rand.Text()+rand.Text()), ",")
-	c.allowedOrigins = commaSeparated(origins)
-	for _, cidr := range commaSeparated(trusted) {
-		prefix, err := netip.ParsePrefix(cidr)
-		c.trusted, errs[5] = append(c.trusted, prefix.Masked()), cmp.Or(errs[5], err)
-	}
-	const (
-		origin  = `https?://([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?`
-		account = "on the account's page, for a test account https://mp.weixin.qq.com/debug/cgi-bin/sandbox?t=sandbox/login"
-		base    = "http(s)://host[:port][/path], or unset for WeChat's own"
-	)
-	for _, setting := range []struct {
-		name, value string
-		ok          bool
-		mustBe      string
-	}{
-		{"WECHAT_APPID", c.appID, matches(`wx[0-9A-Za-z]+`, c.appID), "the appID (wx and letters and digits) " + account},
-		{"WECHAT_APPSECRET", c.appSecret, matches(`[0-9A-Za-z]+`, c.appSecret), "the appsecret (letters and digits) " + account},
-		{"WECHAT_TOKEN", c.token, matches(`[0-9A-Za-z]{3,32}`, c.token), "the Token (3-32 letters and digits) that you make up and type into the interface configuration (接口配置信息) " + account},
-		{"WECHAT_AES_KEY", aesKey, aesKey == "" || errs[0] == nil, "the EncodingAESKey (43 letters and digits) " + account + ", or unset for plain mode"},
-		{"PUBLIC_URL (-url)", c.publicURL, matches(origin, c.publicURL) || c.demo && c.publicURL == "", "http(s)://host[:port] without a path, where phones and WeChat reach this server, such as your ngrok address"},
-		{"TICKET_TTL (-ttl)", ttl, errs[1] == nil && c.ttl%time.Second == 0 && c.ttl > 0 && c.ttl <= maxTTL, "a duration such as 5m, whole seconds, from 1s to 720h"},
-		{"MAX_TICKETS (-max-tickets)", maxTickets, errs[2] == nil && c.maxTickets > 0, "a number from 1"},
-		{"PUSH_MAX_SKEW (-push-max-skew)", maxSkew, errs[3] == nil && c.maxSkew >= 0, "a duration such as 10m, or 0"},
-		{"QR_RATE (-qr-rate)", qrRate, errs[4] == nil && c.qrRate >= 0 && c.qrRate <= 1000, "a number from 0 to 1000"},
-		{"TRUSTED_PROXIES (-trusted-proxies)", trusted, errs[5] == nil, "CIDRs such as 10.0.0.0/8,fd00::/8"},
-		{"SESSION_SECRET", secret, !slices.ContainsFunc(c.sessionSecrets, func(s string) bool { return len(s) < 32 }), "at least 32 bytes, or several such, comma-separated: openssl rand -hex 32 makes one"},
-		{"SESSION_TTL (-session-ttl)", sessionTTL, errs[6] == nil && c.sessionTTL%time.Second == 0 && c.sessionTTL >= time.Minute && c.sessionTTL <= 8760*time.Hour, "a duration such as 24h, whole seconds, from 1m to 8760h"},
-		{"CONFIRM (-confirm)", getenv("CONFIRM"), confirmErr == nil, "true or false"},
-		{"ALLOWED_ORIGINS (-allowed-origins)", origins, !slices.ContainsFunc(c.allowedOrigins, func(o string) bool { return !matches(origin, o) }), "exact origins such as https://www.example.com, comma-separated; * is none"},
-		{"WECHAT_VERIFY_FILE (-verify-file)", c.verifyFile, matches(`(MP_verify_[0-9A-Za-z]+\.txt)?`, c.verifyFile), "the name of the file from the account's page, MP_verify_xxx.txt"},
-		{"LOG_LEVEL (-log-level)", logLevel, c.logLevel.UnmarshalText([]byte(logLevel)) == nil, "debug, info, warn or error"},
-		{"LOG_FORMAT (-log-format)", logFormat, matches("text|json", logFormat), "text or json"},
-		{"TLS_CERT and TLS_KEY (-tls-cert, -tls-key)", c.tlsCert + c.tlsKey, (c.tlsCert == "") == (c.tlsKey == ""), "both set, or neither"},
-		{"WECHAT_SCOPE (-scope)", c.scope, matches(`snsapi_(base|userinfo)`, c.scope), "snsapi_base or snsapi_userinfo"},
-		{"WECHAT_API_BASE", c.apiBase, matches(origin+`(/[!-~]*)?`, c.apiBase), base},
-		{"WECHAT_OPEN_BASE", c.openBase, matches(origin+`(/[!-~]*)?`, c.openBase), base},
-		{"WECHAT_MP_BASE", c.mpBase, matches(origin+`(/[!-~]*)?`, c.mpBase), base},
-	} {
-		switch {
-		case setting.ok:
-		case setting.value == "":
-			return c, fmt.Errorf("%s is not set: it must be %s; without an account, try wxscan -demo", setting.name, setting.mustBe)
-		default:
-			return c, fmt.Errorf("%s is malformed: it must be %s; without an account, try wxscan -demo", setting.name, setting.mustBe)
-		}
-	}
-	c.logJSON = logFormat == "json"
 	return c, nil
 }

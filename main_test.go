@@ -93,7 +93,7 @@ func TestBadSettingsAreNamedInOneLine(t *testing.T) {
 		{change: "TRUSTED_PROXIES=10.0.0.1", want: "TRUSTED_PROXIES (-trusted-proxies) is malformed"},
 		{change: "LOG_LEVEL=loud", want: "LOG_LEVEL (-log-level) is malformed"},
 		{change: "LOG_FORMAT=xml", want: "LOG_FORMAT (-log-format) is malformed"},
-		{change: "TLS_CERT=x", want: "TLS_CERT and TLS_KEY (-tls-cert, -tls-key) is malformed"},
+		{change: "TLS_CERT=x", want: "TLS_CERT and TLS_KEY (-tls-cert, -tls-key)"},
 		{change: "ADDR=256.0.0.1:x", want: "ADDR (-addr)"},
 	} {
 		err := run(t.Context(), test.args, with(test.change), io.Discard)
