@@ -578,8 +578,8 @@ func TestBrowserConfirmsOnThePhone(t *testing.T) {
 		b.speak("en-US")
 		b.click("[value=" + test.button + "]")
 		if test.flow == "scan" {
-			b.wait("document.querySelector('.bubble a') !== null", "true")
-			b.click(".bubble a")
+			b.wait("document.querySelector('.bubble a[href*=confirm]') !== null", "true")
+			b.click(".bubble a[href*=confirm]")
 		}
 		b.wait("location.pathname", "/wechat/confirm")
 		number := b.script(textOf(".wxscan-number"))

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"hash/crc32"
-	"html/template"
 	"net/http"
 	"strconv"
 	"strings"
@@ -65,18 +63,9 @@ func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 		http.Redirect(w, r, "/static/html/loginfailed.html?reason=expired", http.StatusSeeOther)
 		return nil
 	}
-	page, err := template.ParseFS(static, "static/html/confirm.tmpl")
-	if err != nil {
-		return err
-	}
 	_, site, _ := strings.Cut(s.config.publicURL, "://")
-	var filled bytes.Buffer
-	err = page.Execute(&filled, map[string]string{"Site": site, "Number": t.number(), "Secret": sent,
-		"Browser": t.asker.browser, "Address": cmp.Or(t.asker.address, "?")})
-	if err != nil {
-		return err
-	}
-	return write(w, http.StatusOK, "text/html; charset=utf-8", filled.Bytes())
+	return writePage(w, http.StatusOK, "static/html/confirm.html", "Site", site, "Number", t.number(), "Secret", sent,
+		"Browser", t.asker.browser, "Address", cmp.Or(t.asker.address, "?"))
 }
 
 // hearPhone takes the phone's answer. It counts once.

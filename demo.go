@@ -10,7 +10,6 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
-	"html/template"
 	"io"
 	"net/http"
 	"net/url"
@@ -233,20 +232,6 @@ func (d *demo) showQR(w http.ResponseWriter, r *http.Request) {
 	write(w, http.StatusOK, "image/png", picture) // with WeChat, a JPEG
 }
 
-// phonePage is what the simulated phone shows: the buttons of a flow, or what
-// came of pressing one.
-var phonePage = template.Must(template.New("phone").Parse(`<!doctype html><html lang="zh-CN"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width"><title>模拟手机 Simulated phone</title>
-<link rel="icon" href="/static/icon.svg"><link rel="stylesheet" href="/static/wxscan.css"><body class="phone"><main><h1>模拟手机 Simulated phone</h1>
-{{if .Shown}}<p class="bubble">{{.Shown}}{{with .Link}}<br><a href="{{.}}">打开链接 Open the link</a>{{end}}</p>{{else}}<form method="post">
-<label>您是谁？ Who are you? <input name="openid" value="alice" maxlength="64" required></label>
-{{if .Auth}}<button name="event" value="allow">允许 Allow</button>
-<button name="event" value="decline">拒绝 Decline</button>
-<button name="event" value="snapshot">快照页 Snapshot page</button>
-{{else}}<button name="event" value="scan">扫码（已关注） Scan, as a follower</button>
-<button name="event" value="subscribe">扫码并关注 Scan and follow</button>
-<button name="event" value="decline">不关注 Decline</button>{{end}}</form>{{end}}</main>`))
-
 // phone is the phone that has opened what a QR code says.
 func (d *demo) phone(w http.ResponseWriter, r *http.Request) {
 	shown, back, err := d.act(r.Context(), d.config.publicURL+r.URL.RequestURI(), r.PostFormValue("openid"), r.PostFormValue("event"))
@@ -258,11 +243,13 @@ func (d *demo) phone(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, back, http.StatusSeeOther)
 		return
 	}
-	var page bytes.Buffer
 	_, link, _ := strings.Cut(shown, `<a href="`)
 	link, _, _ = strings.Cut(link, `"`)
-	phonePage.Execute(&page, map[string]any{"Shown": shown, "Link": link, "Auth": r.PathValue("id") == ""})
-	write(w, status, "text/html; charset=utf-8", page.Bytes())
+	asks := map[bool]string{true: "scan", false: "auth"}[r.PathValue("id") != ""]
+	if shown != "" {
+		asks = ""
+	}
+	writePage(w, status, "static/demo/phone.html", "Shown", shown, "Link", link, "Asks", asks)
 }
 
 // scan is the phone for curl: it scans the QR code of a live ticket of either

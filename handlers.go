@@ -464,12 +464,20 @@ func (s *server) redeem(r *http.Request) (t *ticket, reason string) {
 
 // loginPage serves the login page, which leads back to return_to, if that is safe.
 func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
-	page, err := static.ReadFile("static/index.html")
+	return writePage(w, http.StatusOK, "static/index.html", "ReturnTo", returnTo(r.URL.RawQuery))
+}
+
+// writePage fills in a page: pairs are what stands in {{}}, and its text.
+// html/template would do more, and make the binary larger by a tenth.
+func writePage(w http.ResponseWriter, status int, name string, pairs ...string) error {
+	page, err := static.ReadFile(name)
 	if err != nil {
 		return err
 	}
-	page = bytes.Replace(page, []byte(`data-return-to=""`), []byte(`data-return-to="`+html.EscapeString(returnTo(r.URL.RawQuery))+`"`), 1)
-	return write(w, http.StatusOK, "text/html; charset=utf-8", page)
+	for i := 0; i < len(pairs); i += 2 {
+		pairs[i], pairs[i+1] = "{{"+pairs[i]+"}}", html.EscapeString(pairs[i+1])
+	}
+	return write(w, status, "text/html; charset=utf-8", []byte(strings.NewReplacer(pairs...).Replace(string(page))))
 }
 
 // ownership shows WeChat the file by which an account proves that it owns our
@@ -479,11 +487,11 @@ func (s *server) ownership(w http.ResponseWriter, r *http.Request) error {
 	return write(w, http.StatusOK, plainText, []byte(code))
 }
 
-// page serves the files of the pages. It lists no directory.
+// page serves files, but no directory, and no page that is yet to be filled in.
 func (s *server) page(w http.ResponseWriter, r *http.Request) error {
 	name := strings.TrimPrefix(r.URL.Path, "/")
 	data, err := static.ReadFile(name)
-	if err != nil || strings.HasSuffix(name, ".tmpl") {
+	if err != nil || bytes.Contains(data, []byte("{{")) {
 		return errNothingHere
 	}
 	sum := sha256.Sum256(data)
