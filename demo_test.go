@@ -354,6 +354,7 @@ func TestSimulatedPhoneSaysThatAQRCodeHasExpired(t *testing.T) {
 		const expired = "二维码已过期"
 		for name, out := range map[string]*httptest.ResponseRecorder{
 			"opened": w.do("GET", idle.URL, ""), "pressed": w.press(idle.URL, "alice", "scan"), "unknown": w.do("GET", "/demo/q/x", ""),
+			"an OAuth code": w.do("GET", "/demo/q/"+w.code(t, "bob", "allow"), ""),
 		} {
 			if out.Code != 400 || !strings.Contains(out.Body.String(), expired) || !strings.Contains(out.Body.String(), `data-asks=""`) {
 				t.Errorf("%s: %d %s", name, out.Code, out.Body)
