@@ -32,8 +32,8 @@ func describe(r *http.Request, address string) *asker {
 }
 
 // number returns the two digits that stand on the asker's page and on the phone.
-func (t *ticket) number() string {
-	return strconv.Itoa(10 + int(crc32.ChecksumIEEE([]byte(t.key))%90))
+func number(key string) string {
+	return strconv.Itoa(10 + int(crc32.ChecksumIEEE([]byte(key))%90))
 }
 
 // confirmURL returns where the phone confirms a claim; "" if none waits.
@@ -64,7 +64,7 @@ func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	_, site, _ := strings.Cut(s.config.publicURL, "://")
-	return writePage(w, http.StatusOK, "static/html/confirm.html", "Site", site, "Number", t.number(), "Secret", sent,
+	return writePage(w, http.StatusOK, "static/html/confirm.html", "Site", site, "Number", number(t.key), "Secret", sent,
 		"Browser", t.asker.browser, "Address", cmp.Or(t.asker.address, "?"))
 }
 

@@ -364,12 +364,11 @@ func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 	s.metrics.waiting.Add(1)
 	st := s.tickets.wait(r.Context(), key, status(query.Get("status")), wait)
 	s.metrics.waiting.Add(-1)
-	t, _ := s.tickets.find(key)
 	answer := pollAnswer{Login: st.status == statusDone, Status: st.status,
 		OpenID: st.login.openID, UnionID: st.login.unionID, Nickname: st.login.nickname, Avatar: st.login.avatar}
 	switch st.status {
 	case statusScanned:
-		answer.Number = t.number()
+		answer.Number = number(key)
 		fallthrough
 	case statusPending:
 		answer.ExpiresIn = int(math.Ceil(time.Until(st.expires).Seconds()))
@@ -379,7 +378,7 @@ func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		http.SetCookie(w, s.signer.cookie(answer.Token))
-		if t.told.CompareAndSwap(false, true) {
+		if t, _ := s.tickets.find(key); t.told.CompareAndSwap(false, true) {
 			s.metrics.tell(time.Since(st.expires.Add(-resultTTL)))
 			s.step(t, "done")
 		}

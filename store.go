@@ -140,11 +140,11 @@ func (s *store) begin(secret string, flow flow, says string, asker *asker) error
 }
 
 // find returns a live ticket: one that waits, or whose result can still be
-// read. Where there is none, ok is false and the ticket is one that expired long ago.
+// read. Where there is none, ok is false and the ticket is one that has expired.
 func (s *store) find(key string) (t *ticket, ok bool) {
 	v, ok := s.tickets.Load(key)
 	if !ok {
-		return &ticket{}, false
+		return &ticket{key: key}, false
 	}
 	t = v.(*ticket)
 	return t, t.state().status != statusExpired
