@@ -1,0 +1,438 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"html"
+	"io"
+	"net"
+	"net/http"
+	"net/http/cookiejar"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A proxy is a real one that serves a site as deploy/ says, until the test
+// ends. Its files are in root; wxscan and the site's backend are addresses.
+type proxy func(t *testing.T, address, wxscan, backend, root string)
+
+// eachProxy runs a test with every proxy that deploy/ is for.
+func eachProxy(t *testing.T, test func(*testing.T, proxy)) {
+	t.Run("nginx", func(t *testing.T) { test(t, nginx) })
+	t.Run("caddy", func(t *testing.T) { test(t, caddy) })
+}
+
+func nginx(t *testing.T, address, wxscan, backend, root string) {
+	t.Helper()
+	program := program(t, "nginx", "nginx-light")
+	me, err := user.Current()
+	must(t, err)
+	folder := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(folder, "site.conf"), shipped(t, "nginx.conf",
+		"listen 80;", "listen "+address+";", "127.0.0.1:8080; }", wxscan+"; }", "127.0.0.1:3000;", backend+";", "/var/www/site", root), 0o600))
+	must(t, os.WriteFile(filepath.Join(folder, "nginx.conf"), fmt.Appendf(nil, `
+user %s;
+pid nginx.pid;
+events {}
+http {
+	access_log off;
+	client_body_temp_path client;
+	proxy_temp_path proxy;
+	fastcgi_temp_path fastcgi;
+	uwsgi_temp_path uwsgi;
+	scgi_temp_path scgi;
+	include site.conf;
+}`, me.Username), 0o600))
+	serveUntilEnd(t, address, exec.CommandContext(t.Context(), program, "-e", "stderr", "-p", folder, "-c", "nginx.conf", "-g", "daemon off;"))
+}
+
+func caddy(t *testing.T, address, wxscan, backend, root string) {
+	t.Helper()
+	program := program(t, "caddy", "caddy")
+	folder := t.TempDir()
+	file := filepath.Join(folder, "Caddyfile")
+	host, port, err := net.SplitHostPort(address)
+	must(t, err)
+	must(t, os.WriteFile(file, append([]byte("{\n\tadmin off\n\tdefault_bind "+host+"\n}\n"), shipped(t, "Caddyfile",
+		"\nwww.example.com {", "\n:"+port+" {", "127.0.0.1:8080\n", wxscan+"\n", "127.0.0.1:8080 {", wxscan+" {", "127.0.0.1:3000", backend, "/var/www/site", root)...), 0o600))
+	cmd := exec.CommandContext(t.Context(), program, "run", "--config", file, "--adapter", "caddyfile")
+	cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+folder, "XDG_DATA_HOME="+folder)
+	serveUntilEnd(t, address, cmd)
+}
+
+// shipped returns a file of deploy/ with each old replaced by the new after it.
+func shipped(t *testing.T, name string, oldnew ...string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("deploy", name))
+	must(t, err)
+	for i := 0; i < len(oldnew); i += 2 {
+		if !strings.Contains(string(data), oldnew[i]) {
+			t.Fatalf("deploy/%s has no %q", name, oldnew[i])
+		}
+	}
+	return []byte(strings.NewReplacer(oldnew...).Replace(string(data)))
+}
+
+// serveUntilEnd starts a server, waits until it listens, and ends it with the test.
+func serveUntilEnd(t *testing.T, address string, cmd *exec.Cmd) {
+	t.Helper()
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = t.Output(), t.Output(), 5*time.Second
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	must(t, cmd.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait(); close(ended) }()
+	t.Cleanup(func() { <-ended })
+	for range 1000 {
+		if conn, err := net.Dial("tcp", address); err == nil {
+			conn.Close()
+			return
+		}
+		select {
+		case err := <-ended:
+			t.Fatalf("%s: %v", cmd, err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	t.Fatalf("%s does not listen", cmd)
+}
+
+// freeAddress returns a loopback address with a port that was free just now.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+// An echo is a request as a backend got it.
+type echo struct {
+	Method, URI, Host string
+	Header            http.Header
+	Length            int64 // of the body
+}
+
+func echoes(w http.ResponseWriter, r *http.Request) {
+	length, _ := io.Copy(io.Discard, r.Body)
+	json.NewEncoder(w).Encode(echo{r.Method, r.RequestURI, r.Host, r.Header, length})
+}
+
+// saying returns the values of a header by whatever spelling of its name:
+// CGI, and what descends from it, takes - and _ for the same.
+func (e echo) saying(name string) (values []string) {
+	for got, v := range e.Header {
+		if strings.EqualFold(strings.NewReplacer("_", "-", ".", "-").Replace(got), name) {
+			values = append(values, v...)
+		}
+	}
+	return values
+}
+
+// A visitor is a browser's cookie jar before a site that takes a login. It
+// follows no redirect.
+type visitor struct {
+	http.Client
+	t      *testing.T
+	site   string // its URL
+	visits *atomic.Int64
+}
+
+// visit returns a visitor of a site behind a proxy and wxscan -demo. /reports/
+// is a backend that echoes, the rest a file.
+func visit(t *testing.T, serve proxy) *visitor {
+	t.Helper()
+	address := freeAddress(t)
+	base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0", "-url", "http://"+address, "-verify-file", "MP_verify_abc.txt")
+	return visitAt(t, serve, address, base)
+}
+
+func visitAt(t *testing.T, serve proxy, address, wxscan string) *visitor {
+	t.Helper()
+	jar, err := cookiejar.New(nil)
+	must(t, err)
+	v := &visitor{t: t, site: "http://" + address, visits: new(atomic.Int64)}
+	v.Jar, v.CheckRedirect = jar, func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	v.Timeout = 20 * time.Second
+	backend := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { v.visits.Add(1); echoes(w, r) }))
+	root := t.TempDir()
+	must(t, os.Chmod(root, 0o755))
+	must(t, os.WriteFile(filepath.Join(root, "index.html"), []byte("for members only"), 0o644))
+	serve(t, address, strings.TrimPrefix(wxscan, "http://"), strings.TrimPrefix(backend, "http://"), root)
+	return v
+}
+
+// ask makes a request; changes may alter it first.
+func (v *visitor) ask(method, path string, body io.Reader, changes ...func(*http.Request)) (*http.Response, string) {
+	v.t.Helper()
+	req, err := http.NewRequestWithContext(v.t.Context(), method, v.site+path, body)
+	must(v.t, err)
+	for _, change := range changes {
+		change(req)
+	}
+	resp, err := v.Do(req)
+	must(v.t, err)
+	defer resp.Body.Close()
+	got, err := io.ReadAll(resp.Body)
+	must(v.t, err)
+	return resp, string(got)
+}
+
+// logIn logs in by the flow that getloginqr or getauthqr begins, while a poll
+// is parked.
+func (v *visitor) logIn(begin, openID string) {
+	v.t.Helper()
+	var qr qrAnswer
+	_, body := v.ask("GET", "/wechat/"+begin, nil)
+	must(v.t, json.Unmarshal([]byte(body), &qr))
+	go func() {
+		time.Sleep(50 * time.Millisecond)
+		resp, err := http.PostForm(v.site+"/demo/scan", url.Values{"ticket": {qr.Ticket}, "openid": {openID}})
+		if err != nil {
+			v.t.Error(err)
+			return
+		}
+		resp.Body.Close()
+	}()
+	var answer pollAnswer
+	begun := time.Now()
+	_, body = v.ask("GET", "/wechat/checklogin?wait=20&ticket="+url.QueryEscape(qr.Ticket), nil)
+	must(v.t, json.Unmarshal([]byte(body), &answer))
+	if took := time.Since(begun); answer.OpenID != openID || took > 5*time.Second {
+		v.t.Fatalf("%s: %s after %v", begin, body, took)
+	}
+}
+
+// echoed returns what the backend got of a request that must reach it.
+func (v *visitor) echoed(method, path string, body io.Reader, changes ...func(*http.Request)) (e echo) {
+	v.t.Helper()
+	resp, got := v.ask(method, path, body, changes...)
+	if err := json.Unmarshal([]byte(got), &e); err != nil || resp.StatusCode != http.StatusOK {
+		v.t.Fatalf("%s %s: %s %.200q, want what the backend got", method, path, resp.Status, got)
+	}
+	return e
+}
+
+func TestProxyLeadsThroughTheLoginToThePageAskedFor(t *testing.T) {
+	eachProxy(t, func(t *testing.T, serve proxy) {
+		v := visit(t, serve)
+		for _, test := range []struct{ begin, path string }{
+			{"getloginqr", "/reports/7?a=1&b=2"},
+			{"getauthqr", "/reports/a%20b?c=d+e&&f=%2541%26g?h&return_to=/elsewhere"},
+			{"getauthqr", "/reports/wechat/static/html/login"},
+		} {
+			resp, _ := v.ask("GET", test.path, nil)
+			if got, want := resp.Header.Get("Location"), "/login?return_to="+test.path; resp.StatusCode != http.StatusFound || got != want {
+				t.Fatalf("%s: %s to %q, want 302 to %q", test.path, resp.Status, got, want)
+			}
+			_, page := v.ask("GET", resp.Header.Get("Location"), nil)
+			if want := `data-return-to="` + html.EscapeString(test.path) + `"`; !strings.Contains(page, want) {
+				t.Errorf("the login page has no %s:\n%s", want, page)
+			}
+			v.logIn(test.begin, "alice")
+			if e := v.echoed("GET", test.path, nil); e.URI != test.path || strings.Join(e.saying("X-WeChat-OpenID"), "|") != "alice" {
+				t.Errorf("the backend got %+v", e)
+			}
+			if _, body := v.ask("GET", "/", nil); body != "for members only" {
+				t.Errorf("the file: %q", body)
+			}
+			resp, _ = v.ask("POST", "/wechat/logout", nil, func(r *http.Request) { r.Header.Set("Origin", v.site) })
+			if resp.StatusCode != http.StatusNoContent {
+				t.Errorf("logout: %s", resp.Status)
+			}
+			if resp, _ := v.ask("GET", test.path, nil); resp.StatusCode != http.StatusFound {
+				t.Errorf("after the logout: %s", resp.Status)
+			}
+		}
+	})
+}
+
+func TestProxyLetsNobodyPastWithoutALogin(t *testing.T) {
+	eachProxy(t, func(t *testing.T, serve proxy) {
+		v := visit(t, serve)
+		v.logIn("getauthqr", "alice")
+		where, err := url.Parse(v.site)
+		must(t, err)
+		cookie := v.Jar.Cookies(where)[0]
+		v.Jar, _ = cookiejar.New(nil)
+		head, tail, _ := strings.Cut(cookie.Value, ".")
+		other := &signer{secrets: []string{strings.Repeat("s", 32)}, issuer: v.site, audience: "wx0123456789abcdef", ttl: time.Hour}
+		forged, err := other.sign(login{openID: "alice"}, time.Now(), "id")
+		must(t, err)
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"} {
+			for _, path := range []string{"/reports/7", "/", "/index.html"} {
+				if resp, _ := v.ask(method, path, nil); resp.StatusCode != http.StatusFound {
+					t.Errorf("%s %s: %s, want 302", method, path, resp.Status)
+				}
+			}
+		}
+		for name, token := range map[string]string{
+			"no token": "", "no signature": cookie.Value[:strings.LastIndex(cookie.Value, ".")+1], "tampered": head + "x." + tail,
+			"truncated": cookie.Value[:len(cookie.Value)-1], "another's": forged,
+		} {
+			byCookie := func(r *http.Request) { r.AddCookie(&http.Cookie{Name: cookie.Name, Value: token}) }
+			bearer := func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+token) }
+			for _, with := range []func(*http.Request){byCookie, bearer} {
+				if resp, _ := v.ask("GET", "/reports/7", nil, with); resp.StatusCode != http.StatusFound {
+					t.Errorf("%s: %s, want 302", name, resp.Status)
+				}
+			}
+		}
+		for _, path := range []string{
+			"//reports/7", "/./reports/7", "/x/../reports/7", "/%72eports/7", "/wechat/../reports/7", "/wechat/%2e%2e/reports/7", "/wechat/..%2freports/7", "/demo/..//reports/7",
+			"/static/html/../../reports/7", "/static/html/../../index.html", "/login/../reports/7", "/login/../index.html", "/login%2f..%2findex.html", "/MP_verify_abc.txt/../index.html",
+			"/wechat/..;/index.html", "/.wxscan", "/.wxscan/../reports/7", "/wechat/session/../../reports/7", "/reports/7%00/wechat/", "/index.html?/wechat/", "/reports/7%3f/login",
+		} {
+			if resp, body := v.ask("GET", path, nil, func(r *http.Request) { r.URL.Opaque = path }); resp.StatusCode == http.StatusOK || strings.Contains(body, "members") {
+				t.Errorf("%s: %s %q", path, resp.Status, body)
+			}
+		}
+		if n := v.visits.Load(); n != 0 {
+			t.Errorf("%d requests reached the backend", n)
+		}
+		bearer := func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+cookie.Value) }
+		if e := v.echoed("GET", "/reports/7", nil, bearer); e.saying("X-WeChat-OpenID")[0] != "alice" {
+			t.Errorf("with the right token the backend got %+v", e)
+		}
+	})
+}
+
+func TestProxyKeepsThePagesOfWxscanOpen(t *testing.T) {
+	eachProxy(t, func(t *testing.T, serve proxy) {
+		v := visit(t, serve)
+		for path, want := range map[string]int{
+			"/login": 200, "/static/wxscan.js": 200, "/static/wxscan.css": 200, "/static/icon.svg": 200, "/static/html/loginsucceed.html": 200,
+			"/static/html/loginfailed.html?reason=denied": 200, "/MP_verify_abc.txt": 200, "/wechat/session": 401, "/wechat/message": 403, "/demo/nothing": 404,
+		} {
+			if resp, _ := v.ask("GET", path, nil); resp.StatusCode != want {
+				t.Errorf("%s: %s, want %d", path, resp.Status, want)
+			}
+		}
+		for _, path := range []string{"/login?return_to=//evil.example", "/login?return_to=%2F%2Fevil.example", "/login?return_to=/%2F/evil.example", "/login?return_to=https://evil.example", "/login"} {
+			if _, page := v.ask("GET", path, nil); !strings.Contains(page, `data-return-to=""`) {
+				t.Errorf("%s: %s", path, page)
+			}
+		}
+	})
+}
+
+func TestProxyTellsTheBackendWhoItIsWhateverTheClientSays(t *testing.T) {
+	eachProxy(t, func(t *testing.T, serve proxy) {
+		v := visit(t, serve)
+		v.logIn("getauthqr", "alice")
+		for _, name := range []string{
+			"X-WeChat-OpenID", "x-wechat-openid", "X-WECHAT-OPENID", "X_WeChat_OpenID", "X-WeChat_OpenID", "x_wechat-openid", "X.WeChat.OpenID",
+			"X-WeChat-UnionID", "X_WeChat_UnionID", "x-wechat_unionid",
+		} {
+			e := v.echoed("GET", "/reports/7", nil, func(r *http.Request) { r.Header[name] = []string{"mallory", "eve"} })
+			if got := strings.Join(e.saying("X-WeChat-OpenID"), "|"); got != "alice" {
+				t.Errorf("%s: the backend is told %q, want alice", name, got)
+			}
+			if got := strings.Join(e.saying("X-WeChat-UnionID"), "|"); got != "" {
+				t.Errorf("%s: the backend is told the union id %q, want none", name, got)
+			}
+		}
+		e := v.echoed("GET", "/reports/7", nil, func(r *http.Request) {
+			r.Header.Set("X-WeChat-OpenID", "mallory")
+			r.Header.Set("Connection", "keep-alive, x-wechat-openid")
+		})
+		if got := strings.Join(e.saying("X-WeChat-OpenID"), "|"); got != "alice" {
+			t.Errorf("as a connection's header: the backend is told %q, want alice", got)
+		}
+	})
+}
+
+// TestProxyTakesLargeBodies sends more than wxscan takes.
+func TestProxyTakesLargeBodies(t *testing.T) {
+	eachProxy(t, func(t *testing.T, serve proxy) {
+		v := visit(t, serve)
+		const size = 2 * maxBody
+		body := func() io.Reader { return strings.NewReader(strings.Repeat("x", size)) }
+		chunked := func() io.Reader { return io.MultiReader(body()) } // of a length that the client does not know
+		for _, body := range []func() io.Reader{body, chunked} {
+			if resp, _ := v.ask("POST", "/reports/", body()); resp.StatusCode != http.StatusFound {
+				t.Errorf("without a login: %s", resp.Status)
+			}
+		}
+		v.logIn("getauthqr", "alice")
+		for _, body := range []func() io.Reader{body, chunked} {
+			if e := v.echoed("POST", "/reports/", body()); e.Method != "POST" || e.Length != size {
+				t.Errorf("the backend got a %s of %d bytes, want a POST of %d", e.Method, e.Length, size)
+			}
+		}
+		if resp, body := v.ask("HEAD", "/reports/7", nil); resp.StatusCode != http.StatusOK || body != "" {
+			t.Errorf("HEAD: %s %q", resp.Status, body)
+		}
+	})
+}
+
+// TestProxyTellsWxscanWhoAsks has a backend stand for wxscan.
+func TestProxyTellsWxscanWhoAsks(t *testing.T) {
+	eachProxy(t, func(t *testing.T, serve proxy) {
+		wxscan := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-WeChat-OpenID", "alice")
+			w.Header().Set("X-WeChat-UnionID", "union")
+			if r.URL.Path == "/wechat/session" && (r.Method != "GET" || r.ContentLength != 0) {
+				t.Errorf("wxscan gets a %s with a body of %d bytes", r.Method, r.ContentLength)
+				return
+			}
+			echoes(w, r)
+		}))
+		v := visitAt(t, serve, freeAddress(t), wxscan)
+		for _, path := range []string{"/wechat/getauthqr", "/login", "/reports/7"} {
+			e := v.echoed("GET", path, nil, func(r *http.Request) { r.Header.Set("X-Forwarded-For", "203.0.113.9, 198.51.100.7") })
+			if got := strings.Join(e.saying("X-Forwarded-For"), "|"); got != "127.0.0.1" {
+				t.Errorf("%s: X-Forwarded-For is %q, want 127.0.0.1", path, got)
+			}
+			if got, want := e.Host, strings.TrimPrefix(v.site, "http://"); got != want {
+				t.Errorf("%s: Host is %q, want %q", path, got, want)
+			}
+		}
+		if e := v.echoed("GET", "/login?return_to=/a?b=c&d=%2541", nil); e.URI != "/?return_to=/a?b=c&d=%2541" {
+			t.Errorf("the login page is asked for by %s", e.URI)
+		}
+		if got := strings.Join(v.echoed("POST", "/reports/7", strings.NewReader("body")).saying("X-WeChat-UnionID"), "|"); got != "union" {
+			t.Errorf("the backend is told the union id %q, want union", got)
+		}
+	})
+}
+
+func TestProxyLetsNobodyInWhileWxscanIsDown(t *testing.T) {
+	eachProxy(t, func(t *testing.T, serve proxy) {
+		v := visitAt(t, serve, freeAddress(t), freeAddress(t))
+		for _, path := range []string{"/", "/reports/7"} {
+			if resp, body := v.ask("GET", path, nil); resp.StatusCode < 500 || strings.Contains(body, "members") {
+				t.Errorf("%s: %s %q, want 5xx", path, resp.Status, body)
+			}
+		}
+		if n := v.visits.Load(); n != 0 {
+			t.Errorf("%d requests reached the backend", n)
+		}
+	})
+}
+
+func TestBrowserArrivesAtThePageItAskedFor(t *testing.T) {
+	program(t, "nginx", "nginx-light")
+	address := freeAddress(t)
+	b := browse(t, "-url", "http://"+address)
+	v := visitAt(t, nginx, address, b.base)
+	b.base = v.site
+	b.open("/reports/7?a=1&b=2")
+	b.wait(pageStatus, promptScan)
+	if got, want := b.script("location.pathname + location.search"), "/login?return_to=/reports/7?a=1&b=2"; got != want {
+		t.Errorf("the login page is at %s, want %s", got, want)
+	}
+	for _, complaint := range b.complaints() {
+		t.Errorf("the login page says %s", complaint)
+	}
+	b.scan("alice")
+	b.wait("location.pathname + location.search", "/reports/7?a=1&b=2")
+	b.wait("document.body.innerText.includes('\"X-Wechat-Openid\":[\"alice\"]')", "true")
+}
