@@ -124,9 +124,9 @@ func TestPollHearsOfEachStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "CONFIRM=true")
 		qr := w.begin(t, "getauthqr")
-		var link string
-		time.AfterFunc(3*time.Second, func() { _, link = w.scan(qr.Ticket, "alice", "") })
-		time.AfterFunc(10*time.Second, func() {
+		time.AfterFunc(3*time.Second, func() {
+			_, link := w.scan(qr.Ticket, "alice", "")
+			time.Sleep(7 * time.Second)
 			_, secret, _ := strings.Cut(link, "s=")
 			w.answerPhone(secret, "yes")
 		})

@@ -538,7 +538,7 @@ func TestSimulatorsMemoryIsBounded(t *testing.T) {
 	for i := range maxGrants + 1000 {
 		d.issueLocked(strconv.Itoa(i), time.Hour, grant{kind: "qr"})
 	}
-	if got := len(d.grants.entries); got != maxGrants {
+	if got := len(d.grants.entries); got > maxGrants || len(d.grants.entries) < maxGrants*9/10 {
 		t.Errorf("%d grants, want %d", got, maxGrants)
 	}
 }

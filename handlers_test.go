@@ -836,3 +836,103 @@ func TestHostilePushes(t *testing.T) {
 		}
 	}
 }
+
+func TestSecurityHeaders(t *testing.T) {
+	header := newWorld(t).do("GET", "/static/wxscan.js", "").Header()
+	for name, want := range map[string]string{
+		"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
+			"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+		"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache",
+	} {
+		if got := header.Get(name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestBodyOf64KiBIsTheMost(t *testing.T) {
+	w := newWorld(t)
+	for size, want := range map[int]int{64 << 10: 200, 64<<10 + 1: 413} {
+		body := "<xml></xml>" + strings.Repeat(" ", size-len("<xml></xml>"))
+		if out := w.do("POST", "/wechat/message?"+w.signed(), body); out.Code != want {
+			t.Errorf("%d bytes: %d, want %d", size, out.Code, want)
+		}
+	}
+}
+
+func TestDigestIsNoTicket(t *testing.T) {
+	w := newWorld(t)
+	for _, begin := range []string{"getloginqr", "getauthqr"} {
+		qr := w.begin(t, begin)
+		w.scan(qr.Ticket, "alice", "")
+		if got := w.check(t, digest(qr.Ticket), ""); got.Status != statusExpired || got.OpenID != "" {
+			t.Errorf("%s: who photographs the QR code can poll: %+v", begin, got)
+		}
+		if out := w.do("GET", "/wechat/qr.png?ticket="+digest(qr.Ticket), ""); out.Code != 404 {
+			t.Errorf("%s: the digest's picture: %d", begin, out.Code)
+		}
+	}
+}
+
+func TestTicketsCannotBeGuessed(t *testing.T) {
+	w := newWorld(t)
+	if a, b := w.begin(t, "getauthqr"), w.begin(t, "getauthqr"); len(a.Ticket) < 26 || a.Ticket == b.Ticket {
+		t.Errorf("%q, %q", a.Ticket, b.Ticket)
+	}
+}
+
+func TestCallbackIsNotCached(t *testing.T) {
+	out := newWorld(t).do("GET", "/wechat/accessusercode", "")
+	if got := out.Header().Get("Cache-Control"); got != "no-store" {
+		t.Errorf("Cache-Control %q", got)
+	}
+}
+
+func TestFollowingIsMatchedWithoutRegardToCase(t *testing.T) {
+	w := newWorld(t)
+	qr := w.begin(t, "getloginqr")
+	w.do("POST", "/wechat/message?"+w.signed(), pushXML("alice", "Subscribe", "qrscene_s", qr.Ticket))
+	if got := w.check(t, qr.Ticket, ""); got.OpenID != "alice" {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestSealedPushNeedsNoPlainSignature(t *testing.T) {
+	w := newWorld(t, "WECHAT_AES_KEY="+docKey)
+	qr := w.begin(t, "getloginqr")
+	encrypt := w.config.aesKey.seal([]byte("0123456789abcdef"), []byte(pushXML("alice", "SCAN", "s", qr.Ticket)), w.config.appID)
+	timestamp := strconv.FormatInt(time.Now().Unix(), 10)
+	query := url.Values{"timestamp": {timestamp}, "nonce": {"n"}, "msg_signature": {signature(w.config.token, timestamp, "n", encrypt)}}
+	w.do("POST", "/wechat/message?"+query.Encode(), "<xml><Encrypt>"+encrypt+"</Encrypt></xml>")
+	if got := w.check(t, qr.Ticket, ""); got.OpenID != "alice" {
+		t.Errorf("%+v", got)
+	}
+}
+
+// A deadlineRecorder notes until when the server will read.
+type deadlineRecorder struct {
+	*httptest.ResponseRecorder
+	deadline time.Time
+}
+
+func (r *deadlineRecorder) SetReadDeadline(t time.Time) error { r.deadline = t; return nil }
+
+func TestLongPollOutlivesTheReadTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		qr := w.begin(t, "getauthqr")
+		out := &deadlineRecorder{ResponseRecorder: httptest.NewRecorder()}
+		w.routes().ServeHTTP(out, httptest.NewRequest("GET", "/wechat/checklogin?wait=30&ticket="+qr.Ticket, nil))
+		if left := time.Until(out.deadline); left < time.Second { // asked after the poll has ended
+			t.Errorf("the server stops reading %v after the poll ends", left)
+		}
+	})
+}
+
+func TestLogTellsTheRouteNotTheURL(t *testing.T) {
+	w := newWorld(t)
+	w.do("POST", "/wechat/message?signature=not-for-the-log", "")
+	if log := w.logged.String(); !strings.Contains(log, "POST /wechat/message") || strings.Contains(log, "not-for-the-log") {
+		t.Error(log)
+	}
+}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/sha256"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -11,8 +12,8 @@ import (
 	"time"
 )
 
-// A memory keeps values by key, each until it is due, and at most max of them:
-// over that, any one is forgotten.
+// A memory keeps values by key, each until it is due, and at most max of them.
+// When it is full of what is not due, a tenth is forgotten, whichever.
 type memory[V any] struct {
 	max     int
 	prune   int // the size at which to look for what is due
@@ -37,22 +38,21 @@ func (m *memory[V]) get(key string) (v V, ok bool) {
 	return e.value, true
 }
 
-// put looks through the whole memory only when it has doubled since the last time.
+// put looks through the whole memory only when it has doubled since the last
+// time, or is full.
 func (m *memory[V]) put(key string, v V, life time.Duration) {
 	now := time.Now()
-	if len(m.entries) >= m.prune {
-		for key, e := range m.entries {
-			if !now.Before(e.due) {
-				delete(m.entries, key)
+	if _, known := m.entries[key]; !known && len(m.entries) >= min(m.prune, m.max) {
+		maps.DeleteFunc(m.entries, func(_ string, e dueValue[V]) bool { return !now.Before(e.due) })
+		if len(m.entries) >= m.max {
+			for other := range m.entries {
+				delete(m.entries, other)
+				if len(m.entries) < m.max-m.max/10 {
+					break
+				}
 			}
 		}
 		m.prune = max(1000, 2*len(m.entries))
-	}
-	for other := range m.entries {
-		if len(m.entries) < m.max {
-			break
-		}
-		delete(m.entries, other)
 	}
 	m.entries[key] = dueValue[V]{v, now.Add(life)}
 }

@@ -146,3 +146,31 @@ func TestPushGuard(t *testing.T) {
 		}
 	})
 }
+
+func TestMemoryForgetsWhatIsDueEvenAfterItWasFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory[int](5000)
+		for i := range 6000 {
+			m.put(strconv.Itoa(i), i, time.Minute)
+		}
+		time.Sleep(time.Minute)
+		for i := range 1000 {
+			m.put("new"+strconv.Itoa(i), 1, time.Minute)
+		}
+		if got := len(m.entries); got > 1000 {
+			t.Errorf("%d entries are kept, want 1000: prune is at %d, which max %d never lets it reach", got, m.prune, m.max)
+		}
+	})
+}
+
+func TestMemoryThatIsFullForgetsNobodyForWhoIsThere(t *testing.T) {
+	m := newMemory[int](2)
+	m.put("a", 1, time.Minute)
+	m.put("b", 1, time.Minute)
+	for i := range 100 {
+		m.put("a", i, time.Minute)
+		if len(m.entries) != 2 {
+			t.Fatalf("%d entries, want 2", len(m.entries))
+		}
+	}
+}

@@ -213,16 +213,6 @@ func TestEndToEnd(t *testing.T) {
 	}
 }
 
-func TestNoSimulatorWithoutDemo(t *testing.T) {
-	base, _, _ := start(t, with(), "-addr", "127.0.0.1:0")
-	resp, err := http.Post(base+"/demo/scan?ticket=x&openid=mallory", "", nil)
-	must(t, err)
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusNotFound {
-		t.Errorf("/demo/scan: %d", resp.StatusCode)
-	}
-}
-
 func TestDemoOnEveryAddressWithAURL(t *testing.T) {
 	base, _, _ := start(t, none, "-demo", "-addr", ":0", "-url", "http://192.168.7.7:8080")
 	base = "http://127.0.0.1" + base[strings.LastIndex(base, ":"):]
@@ -678,5 +668,52 @@ func TestLogAsJSONAtALevel(t *testing.T) {
 	var line struct{ Msg, Level string }
 	if err := json.Unmarshal([]byte(strings.SplitN(logged.String(), "\n", 2)[0]), &line); err != nil || line.Msg != "listening" {
 		t.Errorf("%v in %s", err, logged)
+	}
+}
+
+func TestNothingOfTheSimulatorWithoutDemo(t *testing.T) {
+	base, _, _ := start(t, with(), "-addr", "127.0.0.1:0")
+	var qr qrAnswer
+	fetchJSON(t, "GET", base+"/wechat/getauthqr", &qr)
+	for _, path := range []string{"/demo/avatar.svg", "/demo/q/x", "/demo/scan?openid=mallory&ticket=" + qr.Ticket, "/demo/cgi-bin/token"} {
+		for _, method := range []string{"GET", "POST"} {
+			r, err := http.NewRequest(method, base+path, nil)
+			must(t, err)
+			resp, err := http.DefaultClient.Do(r)
+			must(t, err)
+			resp.Body.Close()
+			if resp.StatusCode != 404 {
+				t.Errorf("%s %s: %d", method, path, resp.StatusCode)
+			}
+		}
+	}
+}
+
+func TestHugeHeaderIsRefused(t *testing.T) {
+	base, _, _ := start(t, with(), "-addr", "127.0.0.1:0")
+	r, err := http.NewRequest("GET", base+"/healthz", nil)
+	must(t, err)
+	r.Header.Set("X", strings.Repeat("x", 64<<10))
+	resp, err := http.DefaultClient.Do(r)
+	must(t, err)
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+}
+
+func TestDefaultSettings(t *testing.T) {
+	c, err := parseConfig(nil, with(), io.Discard)
+	must(t, err)
+	if c.addr != ":8080" || c.ttl != 5*time.Minute || c.maxTickets != 100000 || c.scope != "snsapi_base" || c.aesKey != nil || c.demo ||
+		c.apiBase != "https://api.weixin.qq.com" || c.openBase != "https://open.weixin.qq.com" || c.mpBase != "https://mp.weixin.qq.com" {
+		t.Errorf("%+v", c)
+	}
+	c, err = parseConfig([]string{"-ttl", "720h"}, with("ADDR=127.0.0.1:9"), io.Discard)
+	if err != nil || c.addr != "127.0.0.1:9" || c.ttl != 720*time.Hour {
+		t.Errorf("%+v, %v", c, err)
+	}
+	if _, err := parseConfig([]string{"-ttl", "-5m"}, with(), io.Discard); err == nil || !strings.HasPrefix(err.Error(), "TICKET_TTL (-ttl) is malformed") {
+		t.Error(err)
 	}
 }

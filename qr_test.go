@@ -122,3 +122,20 @@ func terminal(text string) image.Image {
 	}
 	return paste(page, color.Black)
 }
+
+func TestQRCodesAreOfLevelMedium(t *testing.T) {
+	text := strings.Repeat("a", 50) // level L takes 29 modules for it, M 33
+	data, err := qrPNG(text)
+	must(t, err)
+	picture, err := png.Decode(bytes.NewReader(data))
+	must(t, err)
+	if got := picture.Bounds().Dx() / modulePixels; got != 4+33+4 {
+		t.Errorf("%d modules, want 41", got)
+	}
+	half, err := qrText(false)(text)
+	must(t, err)
+	line, _, _ := strings.Cut(string(half), "\n")
+	if got := len([]rune(line)); got != 4+33+4 {
+		t.Errorf("%d modules in text, want 41", got)
+	}
+}

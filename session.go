@@ -121,7 +121,9 @@ func (s *signer) cookie(token string) *http.Cookie {
 // or by cookie; else errNoSession.
 func (s *signer) fromRequest(r *http.Request) (*session, error) {
 	if token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
-		return s.verify(token)
+		if claims, err := s.verify(token); err == nil {
+			return claims, nil // else it may be the application's own token
+		}
 	}
 	for _, c := range r.CookiesNamed(s.cookie("").Name) {
 		if claims, err := s.verify(c.Value); err == nil {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"crypto/cipher"
+	"encoding/base64"
 	"strings"
 	"testing"
 )
@@ -138,4 +140,26 @@ func FuzzOpen(f *testing.F) {
 			t.Errorf("open = %v, want errSealed", err)
 		}
 	})
+}
+
+func TestSealedGarbageDoesNotPanic(t *testing.T) {
+	key := testKey(t, docKey)
+	header := func(size string) string { return strings.Repeat("r", 16) + size }
+	for name, plain := range map[string]string{
+		"padding of 0":                header("\x00\x00\x00\x05") + "hello" + strings.Repeat("x", 22) + "\x00",
+		"padding of 37":               header("\x00\x00\x00\x05") + "hello" + docAppID + strings.Repeat("\x25", 37),
+		"padding that is not uniform": header("\x00\x00\x00\x05") + "hello" + docAppID + "\x01\x01\x01\x01\x05",
+		"shorter than its header":     strings.Repeat("\x10", 16),
+		"a message beyond the end":    header("\x00\x00\x03\xe8") + "hello" + docAppID + strings.Repeat("\x05", 5),
+		"a message of 4 GiB":          header("\xff\xff\xff\xff") + "hello" + docAppID + strings.Repeat("\x05", 5),
+	} {
+		sealed := []byte(plain)
+		cipher.NewCBCEncrypter(key.block, key.iv).CryptBlocks(sealed, sealed)
+		if got, err := key.open(base64.StdEncoding.EncodeToString(sealed), docAppID); err != errSealed {
+			t.Errorf("%s: open = %q, %v, want errSealed", name, got, err)
+		}
+	}
+	if _, err := parseAESKey(docKey + "\n"); err == nil { // which base64 would overlook
+		t.Error("a key with a line's end is accepted")
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -101,8 +102,8 @@ func TestSweepForgetsEachTicketAtItsOwnTime(t *testing.T) {
 			}
 			held := 0
 			s.tickets.Range(func(any, any) bool { held++; return true })
-			if s.live != live || held != live {
-				t.Fatalf("after %d s: %d counted and %d held, want %d", second, s.live, held, live)
+			if s.count() != live || held != live {
+				t.Fatalf("after %d s: %d counted and %d held, want %d", second, s.count(), held, live)
 			}
 			time.Sleep(time.Second)
 		}
@@ -271,5 +272,70 @@ func TestRedeemTriesFewCodes(t *testing.T) {
 	}
 	if exchanges != maxCodes || len(ticket.outcomes) != maxCodes {
 		t.Errorf("%d made-up codes were exchanged and %d kept, want %d", exchanges, len(ticket.outcomes), maxCodes)
+	}
+}
+
+func TestResultGoesBeforeTheWaitWouldHaveEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(5*time.Minute, 1)
+		must(t, s.begin("t", flowScan, "", nil))
+		s.complete(digest("t"), flowScan, login{openID: "alice"})
+		time.Sleep(resultTTL)
+		synctest.Wait()
+		if s.count() != 0 {
+			t.Error("a result that nobody can read any more takes up room")
+		}
+	})
+}
+
+func TestRedeemExchangesOneAtATime(t *testing.T) {
+	s := newStore(time.Minute, 10)
+	must(t, s.begin("t", flowAuth, "", nil))
+	ticket, _ := s.find(digest("t"))
+	s.redeem(ticket, "code", func() (login, error) {
+		if ticket.redeeming.TryLock() {
+			t.Error("another exchange could begin meanwhile")
+			ticket.redeeming.Unlock()
+		}
+		return login{openID: "alice"}, nil
+	})
+}
+
+func TestRedeemOfATicketThatExpiresMeanwhileIsNoLogin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(time.Minute, 10)
+		must(t, s.begin("t", flowAuth, "", nil))
+		ticket, _ := s.find(digest("t"))
+		err := s.redeem(ticket, "code", func() (login, error) {
+			time.Sleep(time.Minute)
+			return login{openID: "alice"}, nil
+		})
+		if !errors.Is(err, errCodeUsed) {
+			t.Errorf("the phone is told %v, and the browser nothing", err)
+		}
+	})
+}
+
+func TestFirstScanWinsARace(t *testing.T) {
+	s := newStore(time.Minute, 10_000)
+	for i := range 5000 {
+		secret := strings.Repeat("t", i)
+		must(t, s.begin(secret, flowScan, "", nil))
+		var wins atomic.Int32
+		var wg sync.WaitGroup
+		start := make(chan struct{})
+		for range 4 {
+			wg.Go(func() {
+				<-start // so that all are at it at once
+				if s.complete(digest(secret), flowScan, login{openID: "o"}) {
+					wins.Add(1)
+				}
+			})
+		}
+		close(start)
+		wg.Wait()
+		if wins.Load() != 1 {
+			t.Fatalf("ticket %d is won %d times", i, wins.Load())
+		}
 	}
 }

@@ -462,3 +462,127 @@ func FuzzDecodeXML(f *testing.F) {
 		}
 	})
 }
+
+func text(status int, body string) func(http.ResponseWriter, *http.Request) {
+	return func(rw http.ResponseWriter, _ *http.Request) {
+		rw.WriteHeader(status)
+		io.WriteString(rw, body)
+	}
+}
+
+func TestClientsHearWithin9Seconds(t *testing.T) {
+	for _, slow := range []string{"/stable_token", "/create"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.setFault(func(rw http.ResponseWriter, r *http.Request) bool {
+				if !strings.HasSuffix(r.URL.Path, slow) {
+					return false
+				}
+				time.Sleep(3500 * time.Millisecond)
+				io.WriteString(rw, `{"errcode":-1}`)
+				return true
+			})
+			start := time.Now()
+			out := w.do("GET", "/wechat/getloginqr", "")
+			if took := time.Since(start); out.Code < 500 || took != 9*time.Second {
+				t.Errorf("%s: %d after %v", slow, out.Code, took)
+			}
+			start = time.Now()
+			time.Sleep(holdOff / 2)
+			if w.do("GET", "/wechat/getloginqr", ""); slow == "/stable_token" && time.Since(start) != holdOff/2 {
+				t.Errorf("a fetch outlives its time by %v", time.Since(start))
+			}
+			time.Sleep(time.Minute)
+		})
+	}
+}
+
+func TestBusyIsGivenAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.setFault(func(rw http.ResponseWriter, r *http.Request) bool { io.WriteString(rw, `{"errcode":-1}`); return true })
+		start := time.Now()
+		w.do("GET", "/wechat/getloginqr", "")
+		if took := time.Since(start); took != 600*time.Millisecond {
+			t.Errorf("three tries in %v", took)
+		}
+	})
+}
+
+func TestExpiredTokenIsNotUsed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.begin(t, "getloginqr")
+		w.setFault(func(rw http.ResponseWriter, r *http.Request) bool {
+			if strings.HasSuffix(r.URL.Path, "token") {
+				text(200, `{"errcode":40164,"errmsg":"invalid ip"}`)(rw, r)
+				return true
+			}
+			return false
+		})
+		time.Sleep(2 * time.Hour)
+		if out := w.do("GET", "/wechat/getloginqr", ""); !strings.Contains(out.Body.String(), "40164") || w.called("/cgi-bin/qrcode/create") != 1 {
+			t.Errorf("%s, %d calls of create", out.Body, w.called("/cgi-bin/qrcode/create"))
+		}
+	})
+}
+
+func TestTokenIsNeverForced(t *testing.T) {
+	w := newWorld(t)
+	var asked string
+	w.setFault(func(rw http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, "/stable_token") {
+			body, _ := io.ReadAll(r.Body)
+			asked = string(body)
+			text(200, `{"access_token":"t","expires_in":7200}`)(rw, r)
+			return true
+		}
+		return false
+	})
+	w.wechat.accessToken(t.Context())
+	if !strings.Contains(asked, `"force_refresh":false`) {
+		t.Error(asked)
+	}
+}
+
+func TestUnionIDComesFromEitherCall(t *testing.T) {
+	for _, test := range []struct{ scope, profile, want string }{
+		{"snsapi_base", "", "of the exchange"},
+		{"snsapi_userinfo", `{"nickname":"a","unionid":"of the profile"}`, "of the profile"},
+		{"snsapi_userinfo", `{"nickname":"a"}`, "of the exchange"},
+		{"snsapi_userinfo", `{"errcode":48001}`, "of the exchange"},
+	} {
+		w := newWorld(t, "WECHAT_SCOPE="+test.scope)
+		w.setFault(func(rw http.ResponseWriter, r *http.Request) bool {
+			switch {
+			case strings.HasSuffix(r.URL.Path, "/oauth2/access_token"):
+				io.WriteString(rw, `{"access_token":"t","openid":"alice","unionid":"of the exchange"}`)
+			case strings.HasSuffix(r.URL.Path, "/userinfo"):
+				io.WriteString(rw, test.profile)
+			default:
+				return false
+			}
+			return true
+		})
+		qr := w.begin(t, "getauthqr")
+		w.scan(qr.Ticket, "alice", "")
+		if got := w.check(t, qr.Ticket, ""); got.UnionID != test.want {
+			t.Errorf("%+v: %+v", test, got)
+		}
+		if asked := w.called("/sns/userinfo"); (asked == 1) != (test.scope == "snsapi_userinfo") {
+			t.Errorf("%s: the profile is asked for %d times", test.scope, asked)
+		}
+	}
+}
+
+func TestLongErrmsgIsCutInTheLog(t *testing.T) {
+	w := newWorld(t)
+	w.setFault(func(rw http.ResponseWriter, r *http.Request) bool {
+		fmt.Fprintf(rw, `{"errcode":40013,"errmsg":%q}`, strings.Repeat("x", 100_000))
+		return true
+	})
+	w.do("GET", "/wechat/getloginqr", "")
+	if got := len(w.logged.String()); got > 2000 {
+		t.Errorf("%d bytes of log", got)
+	}
+}
