@@ -5,6 +5,8 @@
 //
 //	wxscan -demo     try it, with a simulated WeChat, on http://127.0.0.1:8080
 //	wxscan           serve; the settings are in the environment
+//	wxscan check     walk the set-up, and say what to mend and what to enter where
+//	wxscan sign      print WeChat's requests, as curl lines
 //	wxscan -h        the flags, and the environment variables behind them
 //
 // There are two ways to log in. In flow A the browser shows a parametric QR code
@@ -44,15 +46,22 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Getenv, os.Stderr); err != nil {
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "wxscan:", err)
 		os.Exit(1)
 	}
 }
 
-// run serves until ctx ends. It returns an error if it cannot start.
-func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) error {
-	config, err := parseConfig(args, getenv, stderr)
+// run serves until ctx ends, or runs another command. It returns an error if it
+// cannot start, or if check finds a fault.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		if err := command(ctx, args, getenv, stdout); !errors.Is(err, flag.ErrHelp) {
+			return err
+		}
+		args = []string{"-h"}
+	}
+	config, err := parseConfig(args, getenv, stdout)
 	if errors.Is(err, flag.ErrHelp) {
 		return nil
 	}
@@ -75,6 +84,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if config.demo {
 		server.demo = newDemo(config, server.wechat.client, server.says)
 		log.Warn("DEMO: WeChat is simulated, and ANYONE CAN LOG IN AS ANYONE", "open", config.publicURL+"/")
+	} else {
+		log.Info("to enter on the account's page", "interface_url", config.interfaceURL(), "authorization_domain", config.domain())
 	}
 	return serve(ctx, listener, server.routes(), log)
 }
@@ -111,8 +122,15 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, log
 
 const usage = `wxscan: log in to a web page by scanning a QR code with WeChat
 
-wxscan -demo needs nothing. To serve, set WECHAT_APPID, WECHAT_APPSECRET,
-WECHAT_TOKEN and PUBLIC_URL. Flags, and what sets their defaults:`
+  wxscan -demo          try it on http://127.0.0.1:8080, with a simulated WeChat; needs nothing
+  wxscan                serve; needs WECHAT_APPID, WECHAT_APPSECRET, WECHAT_TOKEN and PUBLIC_URL
+  wxscan check [-json]  say what is wrong with the set-up, how to mend it, what to enter where
+  wxscan sign [-public] [-ticket T -openid O [-event subscribe]]  WeChat's requests, as curl lines
+  wxscan version
+
+By environment only: WECHAT_AES_KEY (safe mode), SESSION_SECRET (sessions outlive a restart), and
+WECHAT_API_BASE, WECHAT_OPEN_BASE, WECHAT_MP_BASE (in place of WeChat's hosts). Flags [as set now]:
+`
 
 // maxTTL is WeChat's own limit for the life of a QR code, 30 days.
 const maxTTL = 2592000 * time.Second
@@ -157,8 +175,8 @@ func commaSeparated(s string) []string {
 // parseConfig reads the settings: secrets from the environment, the rest from
 // flags, with the environment as their default. Its error is one line that
 // names the setting, what is wrong with it and where to get it right; it is
-// flag.ErrHelp after -h.
-func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (config, error) {
+// flag.ErrHelp after -h, whose answer goes to help.
+func parseConfig(args []string, getenv func(string) string, help io.Writer) (config, error) {
 	c := config{
 		appID: getenv("WECHAT_APPID"), appSecret: getenv("WECHAT_APPSECRET"), token: getenv("WECHAT_TOKEN"),
 		apiBase:  cmp.Or(getenv("WECHAT_API_BASE"), "https://api.weixin.qq.com"),
@@ -176,25 +194,27 @@ func parseConfig(args []string, getenv func(string) string, stderr io.Writer) (c
 	setting(&c.publicURL, "url", "PUBLIC_URL", "", "how phones reach us: `http(s)://host[:port]`")
 	setting(&ttl, "ttl", "TICKET_TTL", "5m", "life of a QR code, a `duration` of 1s to 720h")
 	setting(&maxTickets, "max-tickets", "MAX_TICKETS", "100000", "`number` of live tickets before 503")
-	setting(&maxSkew, "push-max-skew", "PUSH_MAX_SKEW", "10m", "`duration` by which a push may be old or early; 0 does not look")
+	setting(&maxSkew, "push-max-skew", "PUSH_MAX_SKEW", "10m", "`duration` a push may be old or early; 0 does not look")
 	setting(&qrRate, "qr-rate", "QR_RATE", "60", "`number` of QR codes a minute for one client; 0 is no limit")
-	setting(&trusted, "trusted-proxies", "TRUSTED_PROXIES", "", "`CIDRs` of proxies, besides loopback, whose X-Forwarded-For counts")
+	setting(&trusted, "trusted-proxies", "TRUSTED_PROXIES", "", "`CIDRs`, besides loopback, whose X-Forwarded-For counts")
 	setting(&sessionTTL, "session-ttl", "SESSION_TTL", "24h", "life of a session, a `duration` of 1m to 8760h")
 	confirm, confirmErr := strconv.ParseBool(cmp.Or(getenv("CONFIRM"), "false"))
 	flags.BoolVar(&c.confirm, "confirm", confirm, "a scan must be confirmed on the phone (CONFIRM)")
 	setting(&origins, "allowed-origins", "ALLOWED_ORIGINS", "", "`origins` of other front ends, exact, comma-separated")
 	setting(&c.verifyFile, "verify-file", "WECHAT_VERIFY_FILE", "", "`name` of the file that proves a domain, MP_verify_xxx.txt")
-	setting(&c.scope, "scope", "WECHAT_SCOPE", "snsapi_base", "`scope` of flow B: snsapi_base, or snsapi_userinfo for nickname and avatar")
+	setting(&c.scope, "scope", "WECHAT_SCOPE", "snsapi_base", "`scope`; snsapi_userinfo adds nickname and avatar")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintln(stderr, usage)
-		flags.SetOutput(stderr)
-		flags.PrintDefaults()
+		fmt.Fprint(help, usage)
+		flags.VisitAll(func(f *flag.Flag) {
+			_, usage := flag.UnquoteUsage(f)
+			fmt.Fprintf(help, "  -%-17s%s%s\n", f.Name, usage, strings.TrimSuffix(" ["+f.DefValue+"]", " []"))
+		})
 		return c, err
 	case err != nil:
-		return c, fmt.Errorf("%w (wxscan -h lists the flags)", err)
+		return c, badFlag(err, flags)
 	case flags.NArg() > 0:
-		return c, fmt.Errorf("unknown argument %q (wxscan -h lists the flags)", flags.Arg(0))
+		return c, fmt.Errorf("unknown argument %q; a command goes first (wxscan -h lists them)", flags.Arg(0))
 	}
 	if c.demo && c.appSecret != "" {
 		return c, errors.New("WECHAT_APPSECRET is set: with -demo anyone can log in as anyone, which does not go with a real account; unset it, or leave out -demo")

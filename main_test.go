@@ -72,12 +72,12 @@ func TestBadSettingsAreNamedInOneLine(t *testing.T) {
 		{change: "WECHAT_OPEN_BASE=https://a b", want: "WECHAT_OPEN_BASE is malformed"},
 		{change: "WECHAT_MP_BASE=x", want: "WECHAT_MP_BASE is malformed"},
 		{args: []string{"-demo"}, want: "WECHAT_APPSECRET is set"},
-		{args: []string{"-dmeo"}, want: "-dmeo"},
-		{args: []string{"serve"}, want: `unknown argument "serve"`},
+		{args: []string{"-dmeo"}, want: `unknown flag "-dmeo": did you mean -demo?`},
+		{args: []string{"serve"}, want: `unknown command "serve"`},
 		{change: "ADDR=256.0.0.1:x", want: "ADDR (-addr)"},
 	} {
-		err := run(t.Context(), test.args, with(test.change), io.Discard)
-		if err == nil || !strings.HasPrefix(err.Error(), test.want) && !strings.Contains(err.Error(), "defined: "+test.want) || strings.Contains(err.Error(), "\n") {
+		err := run(t.Context(), test.args, with(test.change), io.Discard, io.Discard)
+		if err == nil || !strings.HasPrefix(err.Error(), test.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s %q: %v, want one line that begins with %q", test.change, test.args, err, test.want)
 			continue
 		}
@@ -115,7 +115,7 @@ func TestHelp(t *testing.T) {
 	if strings.Contains(out.String(), goodSettings["WECHAT_APPSECRET"]) {
 		t.Error("-h tells the secret")
 	}
-	must(t, run(t.Context(), []string{"-h"}, with(), io.Discard))
+	must(t, run(t.Context(), []string{"-h"}, with(), io.Discard, io.Discard))
 }
 
 // start runs wxscan and returns its URL, once it listens. stop ends it.
@@ -123,7 +123,7 @@ func start(t *testing.T, getenv func(string) string, args ...string) (url string
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended, logged := make(chan error, 1), new(syncBuffer)
-	go func() { ended <- run(ctx, args, getenv, io.MultiWriter(logged, t.Output())) }()
+	go func() { ended <- run(ctx, args, getenv, io.Discard, io.MultiWriter(logged, t.Output())) }()
 	stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { stop() })
 	return listening(t, logged), logged, stop
