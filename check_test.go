@@ -171,7 +171,11 @@ func faults(t *testing.T) []fault {
 		{name: "redirect", server: func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://user:hush@login.example.com"+r.URL.RequestURI(), http.StatusMovedPermanently)
 		}, want: []string{`✗ PUBLIC redirects to "https://login.example.com/wechat/message", and WeChat does not follow: make PUBLIC_URL the address that answers itself`}},
-		{name: "interstitial", server: page(200, "text/html", "<!doctype html>You are about to visit", "Ngrok-Error-Code", "ERR_NGROK_6024"),
+		{name: "interstitial, for browsers", server: func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasPrefix(r.UserAgent(), "Mozilla/") {
+				page(200, "text/html", "<!doctype html>You are about to visit", "Ngrok-Error-Code", "ERR_NGROK_6024")(w, r)
+			}
+		},
 			want: []string{"✗ PUBLIC answers with a web page: a tunnel's warning (ngrok's free plan, localtunnel), which WeChat cannot click away, or another program"}},
 		{name: "another interstitial", server: page(511, "text/html; charset=utf-8", "<html>"),
 			want: []string{"✗ PUBLIC answers with a web page: a tunnel's warning (ngrok's free plan, localtunnel), which WeChat cannot click away, or another program"}},
