@@ -316,9 +316,15 @@ func (d *demo) act(ctx context.Context, link, openID, event string) (shown, back
 	return "", redirect + "?code=" + code + "&state=" + auth[4], err
 }
 
-// push sends an event to the account's server, signed, and sealed if there is a
-// key; three times if it is not answered. It returns what the user sees.
-func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string) (string, error) {
+// signedQuery returns a fresh query of WeChat's, signed.
+func (c *config) signedQuery() url.Values {
+	timestamp, nonce := strconv.FormatInt(time.Now().Unix(), 10), rand.Text()
+	return url.Values{"signature": {signature(c.token, timestamp, nonce)}, "timestamp": {timestamp}, "nonce": {nonce}}
+}
+
+// signedPush returns an event as WeChat pushes it: its query and its body,
+// signed, and sealed if there is a key.
+func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values, []byte, error) {
 	message, err := xml.Marshal(struct {
 		XMLName                          xml.Name `xml:"xml"`
 		ToUserName, FromUserName         cdata
@@ -328,15 +334,21 @@ func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string)
 		ToUserName: cdata{"gh_0123456789ab"}, FromUserName: cdata{openID}, CreateTime: time.Now().Unix(),
 		MsgType: cdata{"event"}, Event: cdata{event}, EventKey: cdata{eventKey}, Ticket: cdata{ticket},
 	})
-	timestamp, nonce := strconv.FormatInt(time.Now().Unix(), 10), rand.Text()
-	query := url.Values{"signature": {signature(d.config.token, timestamp, nonce)}, "timestamp": {timestamp}, "nonce": {nonce}}
-	key := d.config.aesKey
-	if key != nil {
-		encrypt := key.seal([]byte(rand.Text()[:16]), message, d.config.appID)
+	query := c.signedQuery()
+	if c.aesKey != nil {
+		encrypt := c.aesKey.seal([]byte(rand.Text()[:16]), message, c.appID)
 		query.Set("encrypt_type", "aes")
-		query.Set("msg_signature", signature(d.config.token, timestamp, nonce, encrypt))
+		query.Set("msg_signature", signature(c.token, query.Get("timestamp"), query.Get("nonce"), encrypt))
 		message = fmt.Appendf(nil, "<xml><ToUserName>gh_0123456789ab</ToUserName><Encrypt>%s</Encrypt></xml>", encrypt)
 	}
+	return query, message, err
+}
+
+// push sends an event to the account's server, three times if it is not
+// answered. It returns what the user sees.
+func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string) (string, error) {
+	query, message, err := d.config.signedPush(openID, event, eventKey, ticket)
+	key := d.config.aesKey
 	var status int
 	var body []byte
 	for try := 1; try <= 3 && err == nil && status == 0; try++ {

@@ -5,6 +5,8 @@
 //
 //	wxscan -demo     try it, with a simulated WeChat, on http://127.0.0.1:8080
 //	wxscan           serve; the settings are in the environment
+//	wxscan check     walk the set-up, and say what to mend and what to enter where
+//	wxscan sign      print WeChat's requests, as curl lines
 //	wxscan -h        the flags, and the environment variables behind them
 //
 // There are two ways to log in. In flow A the browser shows a parametric QR code
@@ -49,15 +51,22 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Getenv, os.Stderr); err != nil {
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "wxscan:", err)
 		os.Exit(1)
 	}
 }
 
-// run serves until ctx ends. It returns an error if it cannot start.
-func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) error {
-	config, err := parseConfig(args, getenv, stderr)
+// run serves until ctx ends, or runs another command. It returns an error if it
+// cannot start, or if check finds a fault.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		if err := command(ctx, args, getenv, stdout); !errors.Is(err, flag.ErrHelp) {
+			return err
+		}
+		args = []string{"-h"}
+	}
+	config, err := parseConfig(args, getenv, stdout)
 	if errors.Is(err, flag.ErrHelp) {
 		return nil
 	}
@@ -84,6 +93,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if config.demo {
 		server.demo = newDemo(config, server.wechat.client, server.says)
 		log.Warn("DEMO: WeChat is simulated, and ANYONE CAN LOG IN AS ANYONE", "open", config.publicURL+"/")
+	} else {
+		log.Info("to enter on the account's page", "interface_url", config.interfaceURL(), "authorization_domain", config.domain())
 	}
 	return serve(ctx, listener, server.routes(), log)
 }
@@ -305,11 +316,11 @@ func (c *config) settings() []setting {
 		{"WECHAT_MP_BASE", "", "https://mp.weixin.qq.com", "", "the same for the pictures of QR codes", link(&c.mpBase, base)},
 		{"SESSION_SECRET", "", rand.Text() + rand.Text(), "", "what signs sessions: 32 bytes or more, or several such, comma-separated (openssl rand -hex 32)", list(&c.sessionSecrets, `(?s).{32,}`)},
 		{"METRICS_TOKEN", "", "", "", "what opens /metrics to others than loopback", text(&c.metricsToken, `[!-~]*`)},
-		{"PUBLIC_URL", "url", "", "http://127.0.0.1", "http(s)://host[:port], no path: where phones and WeChat reach us, such as your ngrok address", link(&c.publicURL, origin)},
+		{"PUBLIC_URL", "url", "", "http://127.0.0.1", "http(s)://host[:port] without a path, where phones reach us", link(&c.publicURL, origin)},
 		{"ADDR", "addr", ":8080", "127.0.0.1:8080", "host:port to listen on, or unix:/path of a socket", text(&c.addr, `(?s).+`)},
 		{"TICKET_TTL", "ttl", "5m", "", "the life of a QR code: whole seconds from 1s to 720h", duration(&c.ttl, time.Second, time.Second, 720*time.Hour)},
 		{"MAX_TICKETS", "max-tickets", "100000", "", "the number of live tickets before 503", number(&c.maxTickets, 1, 1e9)},
-		{"WECHAT_SCOPE", "scope", "snsapi_base", "", "snsapi_base, or snsapi_userinfo for nickname and avatar too", text(&c.scope, `snsapi_(base|userinfo)`)},
+		{"WECHAT_SCOPE", "scope", "snsapi_base", "", "snsapi_base, or snsapi_userinfo for the profile", text(&c.scope, `snsapi_(base|userinfo)`)},
 		{"QR_RATE", "qr-rate", "60", "", "QR codes a minute for one client, to 1000; 0: no limit", number(&c.qrRate, 0, 1000)},
 		{"TRUSTED_PROXIES", "trusted-proxies", "", "", "CIDRs, besides loopback, whose X-Forwarded-For counts", func(value string) bool {
 			var cidrs []string
@@ -337,12 +348,13 @@ func (c *config) settings() []setting {
 }
 
 const usage = `wxscan: log in to a web page by scanning a QR code with WeChat
-
-  wxscan -demo   try it on http://127.0.0.1:8080, with a simulated WeChat; needs nothing
-  wxscan         serve; needs WECHAT_APPID, WECHAT_APPSECRET, WECHAT_TOKEN and PUBLIC_URL
-
-By environment only: WECHAT_AES_KEY, SESSION_SECRET, METRICS_TOKEN, WECHAT_API_BASE, WECHAT_OPEN_BASE,
-WECHAT_MP_BASE. By flag or environment:
+  wxscan -demo          try it on http://127.0.0.1:8080, with a simulated WeChat; needs nothing
+  wxscan                serve; needs WECHAT_APPID, WECHAT_APPSECRET, WECHAT_TOKEN and PUBLIC_URL
+  wxscan check [-json]  say what is wrong with the set-up, how to mend it, what to enter where
+  wxscan sign [-public] [-ticket T -openid O [-event subscribe]]  WeChat's requests, as curl lines
+  wxscan version
+By environment only: WECHAT_AES_KEY, SESSION_SECRET, METRICS_TOKEN, and WECHAT_API_BASE,
+WECHAT_OPEN_BASE, WECHAT_MP_BASE in place of WeChat's hosts. By flag, or environment:
 `
 
 // parseConfig reads the settings. Its error is one line that names the setting,
@@ -368,14 +380,14 @@ func parseConfig(args []string, getenv func(string) string, help io.Writer) (con
 		fmt.Fprint(help, usage)
 		for _, s := range settings {
 			if s.flag != "" {
-				fmt.Fprintf(help, "  -%-16s %-19s %s%s\n", s.flag, s.env, s.is, strings.TrimSuffix(" ["+s.byDefault+"]", " []"))
+				fmt.Fprintf(help, "  -%-15s %-18s %s%s\n", s.flag, s.env, s.is, strings.TrimSuffix(" ["+s.byDefault+"]", " []"))
 			}
 		}
 		return c, err
 	case err != nil:
-		return c, fmt.Errorf("%w (wxscan -h lists the flags)", err)
+		return c, badFlag(err, flags)
 	case flags.NArg() > 0:
-		return c, fmt.Errorf("unknown argument %q (wxscan -h lists the flags)", flags.Arg(0))
+		return c, fmt.Errorf("unknown argument %q; a command goes first (wxscan -h lists them)", flags.Arg(0))
 	case c.demo && given["WECHAT_APPSECRET"] != "":
 		return c, errors.New("WECHAT_APPSECRET is set: with -demo anyone can log in as anyone, which does not go with a real account; unset it, or leave out -demo")
 	case c.demo && (strings.HasPrefix(given["ADDR"], "unix:") || given["TLS_CERT"] != ""):

@@ -31,27 +31,29 @@ func named(t *testing.T, text, pattern string) (all []string) {
 	return all
 }
 
+// among complains of each name that is not known.
+func among(t *testing.T, known, names []string, complaint string) {
+	t.Helper()
+	for _, name := range names {
+		if !slices.Contains(known, name) {
+			t.Errorf("%s %q", complaint, name)
+		}
+	}
+}
+
 func TestREADMENamesTheSettingsThatExist(t *testing.T) {
 	forEachREADME(t, func(t *testing.T, text string) {
-		envs, flags := named(t, text, "`([A-Z]{4,})[`=]|\\b([A-Z]+_[A-Z_]+)\\b"), named(t, text, "`-([a-z-]+)")
-		knownEnvs, knownFlags := []string{}, []string{"demo", "json"} // -json is of check
+		var envs []string
+		flags := []string{"demo", "json"} // -json is of check
 		for _, s := range new(config).settings() {
 			row := regexp.MustCompile("(?m)^\\|[^|]*`" + s.env + "`[^|]*\\|[^|]*" + strings.Replace("`-"+s.flag+"`", "`-`", "", 1) + "[^|]*\\|")
 			if !row.MatchString(text) {
 				t.Errorf("%s is not in the table of settings", &s)
 			}
-			knownEnvs, knownFlags = append(knownEnvs, s.env), append(knownFlags, s.flag)
+			envs, flags = append(envs, s.env), append(flags, s.flag)
 		}
-		for _, env := range envs {
-			if !slices.Contains(knownEnvs, env) {
-				t.Errorf("there is no setting %s", env)
-			}
-		}
-		for _, flag := range flags {
-			if !slices.Contains(knownFlags, flag) {
-				t.Errorf("there is no flag -%s", flag)
-			}
-		}
+		among(t, envs, named(t, text, "`([A-Z]{4,})[`=]|\\b([A-Z]+_[A-Z_]+)\\b"), "there is no setting")
+		among(t, flags, named(t, text, "`-([a-z-]+)"), "there is no flag")
 	})
 }
 
@@ -94,28 +96,16 @@ func TestREADMENamesTheFieldsThatAreAnswered(t *testing.T) {
 		return string(text)
 	}
 	fields := named(t, read("handlers.go"), `json:"(\w+)`)
-	code := read("handlers.go") + read("store.go") + read("demo.go")
+	literals := named(t, read("handlers.go")+read("store.go")+read("demo.go"), `"(\w+)"`)
 	forEachREADME(t, func(t *testing.T, text string) {
 		_, text, _ = strings.Cut(text, "| `GET /wechat/getloginqr` |")
 		text, _, _ = strings.Cut(text, "\n## ")
 		objects := strings.Join(named(t, text, "`\\{([^`]*)`"), ",")
 		inJSON := named(t, regexp.MustCompile(`:"[^"]*"`).ReplaceAllString(objects, ""), `"(\w+)"`)
 		words := named(t, text, "`\"?([a-z]\\w*)\"?`|\"status\":\"(\\w+)\"")
-		for _, name := range inJSON {
-			if !slices.Contains(fields, name) {
-				t.Errorf("no answer has a field %q", name)
-			}
-		}
-		for _, word := range words {
-			if !slices.Contains(fields, word) && !strings.Contains(code, `"`+word+`"`) {
-				t.Errorf("nothing is called %q", word)
-			}
-		}
-		for _, name := range fields {
-			if !slices.Contains(inJSON, name) && !slices.Contains(words, name) {
-				t.Errorf("no word of the field %q", name)
-			}
-		}
+		among(t, fields, inJSON, "no answer has a field")
+		among(t, slices.Concat(fields, literals), words, "nothing is called")
+		among(t, slices.Concat(inJSON, words), fields, "no word of the field")
 	})
 }
 
