@@ -70,6 +70,7 @@ func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 
 // hearPhone takes the phone's answer. It counts once.
 func (s *server) hearPhone(w http.ResponseWriter, r *http.Request) error {
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	yes := r.PostFormValue("answer") == "yes"
 	t, secret, err := s.claimed(r.PostFormValue("s"))
 	target := "/static/html/loginfailed.html?reason=expired"

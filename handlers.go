@@ -12,6 +12,7 @@ import (
 	"html"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"net/http"
 	"net/url"
@@ -117,21 +118,23 @@ func (s *server) routes() http.Handler {
 		handle("GET /"+s.config.verifyFile, s.ownership)
 	}
 	if s.demo != nil {
-		mux.Handle("/demo/", s.demo)
+		mux.Handle("/demo/", http.MaxBytesHandler(s.demo, maxBody))
 	}
-	return secure(s.crossOrigin(http.MaxBytesHandler(mux, maxBody)))
+	return secure(s.crossOrigin(mux))
 }
 
 // secure sets the security headers of every answer. Pictures may come from
 // qlogo.cn, where WeChat keeps the avatars.
 func secure(h http.Handler) http.Handler {
+	headers := http.Header{
+		"Content-Security-Policy": {"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
+			"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"},
+		"X-Content-Type-Options": {"nosniff"},
+		"X-Frame-Options":        {"DENY"},
+		"Referrer-Policy":        {"no-referrer"},
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		header := w.Header()
-		header.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "+
-			"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
-		header.Set("X-Content-Type-Options", "nosniff")
-		header.Set("X-Frame-Options", "DENY")
-		header.Set("Referrer-Policy", "no-referrer")
+		maps.Copy(w.Header(), headers)
 		h.ServeHTTP(w, r)
 	})
 }
@@ -193,7 +196,7 @@ func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
 // 5 seconds, so even a push we have no use for is answered with success. Only
 // who has just logged in gets a passive reply.
 func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
-	push, err := s.readPush(r)
+	push, err := s.readPush(w, r)
 	if err != nil {
 		return err
 	}
@@ -228,14 +231,14 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 // the same push came before; else errSignature, errTooLarge or errPush. Our
 // settings decide whether it must be sealed, never the request; of a sealed
 // push, only the sealed part counts.
-func (s *server) readPush(r *http.Request) (*event, error) {
+func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error) {
 	query := r.URL.Query()
 	signed := []string{s.config.token, query.Get("timestamp"), query.Get("nonce")}
 	sign, key := query.Get("signature"), s.config.aesKey
 	if key == nil && !verify(sign, signed...) {
 		return nil, errSignature
 	}
-	body, err := io.ReadAll(r.Body)
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		return nil, errTooLarge
 	}
@@ -364,14 +367,15 @@ func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 	s.metrics.waiting.Add(1)
 	st := s.tickets.wait(r.Context(), key, status(query.Get("status")), wait)
 	s.metrics.waiting.Add(-1)
+	left := int(math.Ceil(time.Until(st.expires).Seconds()))
+	if st.status == statusPending { // nearly every answer
+		return write(w, http.StatusOK, "application/json", fmt.Appendf(nil, "{\"login\":false,\"status\":\"pending\",\"expiresIn\":%d}\n", left))
+	}
 	answer := pollAnswer{Login: st.status == statusDone, Status: st.status,
 		OpenID: st.login.openID, UnionID: st.login.unionID, Nickname: st.login.nickname, Avatar: st.login.avatar}
 	switch st.status {
 	case statusScanned:
-		answer.Number = number(key)
-		fallthrough
-	case statusPending:
-		answer.ExpiresIn = int(math.Ceil(time.Until(st.expires).Seconds()))
+		answer.Number, answer.ExpiresIn = number(key), left
 	case statusDone:
 		var err error
 		if answer.Token, err = s.signer.sign(st.login, st.expires.Add(-resultTTL), digest("session of "+key)); err != nil {
