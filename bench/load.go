@@ -1,0 +1,179 @@
+//go:build ignore
+
+// The parts of bench/load.sh that wrk cannot play:
+//
+//	load floor ADDR        a bare net/http handler that answers a poll's bytes
+//	load tickets N URL     ask for N tickets of flow B
+//	load park N URL        park N polls, print "parked", keep them until stdin ends
+//	load scan N URL        N logins by flow A: print the median and the 99th
+//	                       percentile from the scan's request to the browser's answer, in ms
+//	load first ADDR CMD…   start CMD, print the ms until ADDR answers, then stop it
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "load:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	switch n, _ := strconv.Atoi(args[1]); args[0] {
+	case "floor":
+		return floor(args[1])
+	case "tickets":
+		return tickets(n, args[2])
+	case "park":
+		return park(n, args[2])
+	case "scan":
+		return scan(n, args[2])
+	case "first":
+		return first(args[1], args[2:])
+	}
+	return fmt.Errorf("unknown part %q", args[0])
+}
+
+// floor parks a poll that has wait=, as wxscan does, and answers any other at once.
+func floor(addr string) error {
+	body := []byte("{\"login\":false,\"status\":\"pending\",\"expiresIn\":300}\n" + strings.Repeat(" ", 420)) // and wxscan's headers
+	return http.ListenAndServe(addr, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.RawQuery, "wait=") {
+			<-r.Context().Done()
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Write(body)
+	}))
+}
+
+func tickets(n int, base string) error {
+	host := strings.TrimPrefix(base, "http://")
+	const clients, batch = 4, 50
+	errs := make(chan error, clients)
+	for range clients {
+		go func() {
+			conn, err := net.Dial("tcp", host)
+			for done := 0; err == nil && done < n/clients; done += batch {
+				io.WriteString(conn, strings.Repeat("GET /wechat/getauthqr HTTP/1.1\r\nHost: x\r\n\r\n", batch))
+				in := bufio.NewReader(conn)
+				for range batch {
+					var resp *http.Response
+					if resp, err = http.ReadResponse(in, nil); err != nil {
+						break
+					}
+					io.Copy(io.Discard, resp.Body)
+				}
+			}
+			errs <- err
+		}()
+	}
+	for range clients {
+		if err := <-errs; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func park(n int, target string) error {
+	u, err := url.Parse(target)
+	if err != nil {
+		return err
+	}
+	for i := range n { // from several addresses: one has 28,000 ports
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i/10000))}}
+		conn, err := dialer.Dial("tcp", u.Host)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", u.RequestURI())
+	}
+	time.Sleep(time.Second)
+	fmt.Println("parked")
+	io.Copy(io.Discard, os.Stdin)
+	return nil
+}
+
+func scan(n int, base string) error {
+	var took []float64
+	for range n {
+		var qr struct{ Ticket string }
+		if err := ask("GET", base+"/wechat/getloginqr", &qr); err != nil {
+			return err
+		}
+		ticket := url.QueryEscape(qr.Ticket)
+		var answer struct{ Login bool }
+		var heard time.Time
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			ask("GET", base+"/wechat/checklogin?wait=25&ticket="+ticket, &answer)
+			heard = time.Now()
+		})
+		time.Sleep(5 * time.Millisecond)
+		begun := time.Now()
+		if err := ask("POST", base+"/demo/scan?openid=alice&ticket="+ticket, nil); err != nil {
+			return err
+		}
+		wg.Wait()
+		if !answer.Login {
+			return fmt.Errorf("no login")
+		}
+		took = append(took, heard.Sub(begun).Seconds()*1000)
+	}
+	slices.Sort(took)
+	fmt.Printf("%.2f %.2f\n", took[n/2], took[n*99/100])
+	return nil
+}
+
+func ask(method, target string, v any) error {
+	req, err := http.NewRequest(method, target, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if v == nil {
+		_, err = io.Copy(io.Discard, resp.Body)
+		return err
+	}
+	return json.NewDecoder(resp.Body).Decode(v)
+}
+
+func first(addr string, command []string) error {
+	cmd := exec.Command(command[0], command[1:]...)
+	begun := time.Now()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	defer cmd.Process.Kill()
+	for {
+		if conn, err := net.Dial("tcp", addr); err == nil {
+			fmt.Fprint(conn, "GET /healthz HTTP/1.0\r\n\r\n")
+			if answer, _ := io.ReadAll(conn); len(answer) > 0 {
+				fmt.Printf("%.1f\n", time.Since(begun).Seconds()*1000)
+				return nil
+			}
+		}
+		time.Sleep(100 * time.Microsecond)
+	}
+}
