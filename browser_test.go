@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -72,7 +73,7 @@ func browse(t *testing.T, args ...string) *browser {
 	b.post("", object{"capabilities": object{"alwaysMatch": object{
 		"goog:loggingPrefs": object{"browser": "ALL"},
 		"goog:chromeOptions": object{"binary": chromium, "args": []string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-			"--disable-background-networking", "--disable-component-update", "--disable-sync", "--user-data-dir=" + profile}},
+			"--disable-background-networking", "--disable-component-update", "--disable-sync", "--user-data-dir=" + profile, "--host-resolver-rules=MAP wx.test 127.0.0.1"}},
 	}}}, &session)
 	b.session += "/" + session.SessionID
 	b.speak("en-US")
@@ -566,7 +567,12 @@ func TestBrowserShowsOneReasonForAFailedLogin(t *testing.T) {
 }
 
 func TestBrowserConfirmsOnThePhone(t *testing.T) {
-	b := browse(t, "-confirm")
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	addr := free.Addr().String()
+	free.Close()
+	// Not on loopback, where browsers trust plain http as if it were https.
+	b := browse(t, "-confirm", "-addr", addr, "-url", strings.Replace("http://"+addr, "127.0.0.1", "wx.test", 1))
 	for _, test := range []struct{ flow, button, answer, want string }{
 		{"scan", "scan", "yes", "You are logged in"}, {"auth", "allow", "yes", "You are logged in"}, {"auth", "allow", "no", "Declined on the phone"},
 	} {

@@ -108,6 +108,19 @@ func TestASecondScanChangesNoClaim(t *testing.T) {
 	}
 }
 
+func TestALostLinkIsHadByScanningAgain(t *testing.T) {
+	w := newWorld(t, "CONFIRM=true")
+	ticket, link := w.asked(t, "getloginqr")
+	if _, shown := w.scan(ticket, "alice", ""); !strings.Contains(shown, link) {
+		t.Errorf("alice scans again and sees %q, want %s", shown, link)
+	}
+	_, secret, _ := strings.Cut(link, "s=")
+	w.answerPhone(secret, "yes")
+	if _, shown := w.scan(ticket, "alice", ""); strings.Contains(shown, "confirm") {
+		t.Errorf("after the login she sees %q", shown)
+	}
+}
+
 func TestClaimExpiresWithItsTicket(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "CONFIRM=true")

@@ -131,7 +131,7 @@ func secure(h http.Handler) http.Handler {
 			"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"},
 		"X-Content-Type-Options": {"nosniff"},
 		"X-Frame-Options":        {"DENY"},
-		"Referrer-Policy":        {"no-referrer"},
+		"Referrer-Policy":        {"same-origin"}, // no-referrer would make the Origin of our own forms null
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		maps.Copy(w.Header(), headers)
@@ -144,6 +144,7 @@ func secure(h http.Handler) http.Handler {
 func (s *server) crossOrigin(h http.Handler) http.Handler {
 	protection := http.NewCrossOriginProtection()
 	protection.AddInsecureBypassPattern("POST /wechat/message") // signed, and WeChat is no browser
+	protection.AddTrustedOrigin(s.config.publicURL)             // a proxy may have changed the Host
 	protected := protection.Handler(h)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
@@ -194,21 +195,25 @@ func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
 
 // receive takes a push from WeChat. WeChat resends what is not answered within
 // 5 seconds, so even a push we have no use for is answered with success. Only
-// who has just logged in gets a passive reply.
+// who has just logged in, or has yet to confirm it, gets a passive reply.
 func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 	push, err := s.readPush(w, r)
 	if err != nil {
 		return err
 	}
-	if push == nil || !push.scan() || !s.tickets.complete(digest(push.Ticket), flowScan, login{openID: push.FromUserName}) {
+	if push == nil || !push.scan() {
+		return write(w, http.StatusOK, plainText, []byte("success"))
+	}
+	first := s.tickets.complete(digest(push.Ticket), flowScan, login{openID: push.FromUserName})
+	t, _ := s.tickets.find(digest(push.Ticket))
+	confirm := s.confirmURL(t)
+	if !first && (t.flow != flowScan || confirm == "" || t.claim.Load().login.openID != push.FromUserName) {
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
 	now := time.Now()
 	_, site, _ := strings.Cut(s.config.publicURL, "://")
 	text := "您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n" +
 		"You have logged in to %[1]s (%[2]s Beijing time). If this was not you, tell the site, and scan no codes that others send you."
-	t, _ := s.tickets.find(digest(push.Ticket))
-	confirm := s.confirmURL(t)
 	if confirm != "" {
 		text = "有人请求以您的身份登录 %[1]s（%[2]s）。<a href=\"%[3]s\">查看并确认</a>。如非本人操作，请勿理会。\n" +
 			"Somebody asks to log in to %[1]s as you (%[2]s Beijing time). <a href=\"%[3]s\">Look and confirm</a>; if it is not you, do nothing."
@@ -381,7 +386,9 @@ func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 		if answer.Token, err = s.signer.sign(st.login, st.expires.Add(-resultTTL), digest("session of "+key)); err != nil {
 			return err
 		}
-		http.SetCookie(w, s.signer.cookie(answer.Token))
+		if !strings.Contains(r.Header.Get("Accept"), "text/html") { // not for a link, which could bring anybody's ticket
+			http.SetCookie(w, s.signer.cookie(answer.Token))
+		}
 		if t, _ := s.tickets.find(key); t.told.CompareAndSwap(false, true) {
 			s.metrics.tell(time.Since(st.expires.Add(-resultTTL)))
 			s.step(t, "done")

@@ -842,7 +842,7 @@ func TestSecurityHeaders(t *testing.T) {
 	for name, want := range map[string]string{
 		"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
 			"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-		"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache",
+		"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "same-origin", "Cache-Control": "no-cache",
 	} {
 		if got := header.Get(name); got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
@@ -934,5 +934,31 @@ func TestLogTellsTheRouteNotTheURL(t *testing.T) {
 	w.do("POST", "/wechat/message?signature=not-for-the-log", "")
 	if log := w.logged.String(); !strings.Contains(log, "POST /wechat/message") || strings.Contains(log, "not-for-the-log") {
 		t.Error(log)
+	}
+}
+
+func TestALinkBringsNobodyASession(t *testing.T) {
+	w := newWorld(t)
+	qr := w.begin(t, "getauthqr")
+	w.scan(qr.Ticket, "mallory", "")
+	for accept, cookies := range map[string]int{"*/*": 1, "": 1, "text/html,application/xhtml+xml,*/*;q=0.8": 0} {
+		r, out := httptest.NewRequest("GET", "/wechat/checklogin?ticket="+qr.Ticket, nil), httptest.NewRecorder()
+		r.Header.Set("Accept", accept)
+		w.handler.ServeHTTP(out, r)
+		if got := len(out.Result().Cookies()); got != cookies || out.Code != 200 {
+			t.Errorf("Accept %q: %d with %d cookies, want %d", accept, out.Code, got, cookies)
+		}
+	}
+}
+
+func TestOurOwnFormsAreNotCrossOrigin(t *testing.T) {
+	w := newWorld(t, "PUBLIC_URL=http://login.example.com")
+	for origin, status := range map[string]int{"http://login.example.com": 303, "http://evil.example.com": 403, "null": 403} {
+		r, out := httptest.NewRequest("POST", "/wechat/confirm", nil), httptest.NewRecorder()
+		r.Header.Set("Origin", origin) // and no Sec-Fetch-Site, as over plain http; Host is the proxy's
+		w.handler.ServeHTTP(out, r)
+		if out.Code != status {
+			t.Errorf("from %s: %d, want %d", origin, out.Code, status)
+		}
 	}
 }

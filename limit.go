@@ -104,7 +104,14 @@ func client(r *http.Request, trusted []netip.Prefix) (key string, ok bool) {
 	addr = addr.Unmap().WithZone("")
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 	for isProxy(addr) && len(hops) > 0 {
-		hop, err := netip.ParseAddr(strings.TrimSpace(hops[len(hops)-1]))
+		text := strings.TrimSpace(hops[len(hops)-1])
+		hop, err := netip.ParseAddr(text)
+		if withPort, portErr := netip.ParseAddrPort(text); portErr == nil {
+			hop, err = withPort.Addr(), nil
+		}
+		if err != nil && text != "" {
+			return "unknown", true
+		}
 		if err != nil {
 			break
 		}

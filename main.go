@@ -51,6 +51,7 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	stdlog.SetOutput(io.Discard) // where net/http's client quotes answers that nobody asked for
 	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "wxscan:", err)
 		os.Exit(1)
@@ -168,7 +169,17 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 // serve answers requests until ctx ends, which wakes the parked polls. It
 // returns once the requests in flight are answered, or shutdownGrace is over.
 func serve(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
+	silent := make(map[net.Conn]bool) // connections that have not sent a byte: Shutdown would wait for them
+	var mu sync.Mutex                 // guards silent
 	server := &http.Server{
+		ConnState: func(conn net.Conn, state http.ConnState) {
+			mu.Lock()
+			defer mu.Unlock()
+			delete(silent, conn)
+			if state == http.StateNew {
+				silent[conn] = true
+			}
+		},
 		Handler:           handler,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: 10 * time.Second,
@@ -185,6 +196,11 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, log
 		return err
 	case <-ctx.Done():
 	}
+	mu.Lock()
+	for conn := range silent {
+		conn.Close()
+	}
+	mu.Unlock()
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
 	if err := server.Shutdown(grace); err != nil {

@@ -280,6 +280,18 @@ func TestTermAnswersAThousandParkedPolls(t *testing.T) {
 	}
 }
 
+func TestShutdownDoesNotWaitForSilentConnections(t *testing.T) {
+	base, _, stop := start(t, none, "-demo", "-addr", "127.0.0.1:0")
+	conn, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
+	must(t, err)
+	defer conn.Close()
+	fetchJSON(t, "GET", base+"/healthz", nil) // the server has seen it
+	begun := time.Now()
+	if must(t, stop()); time.Since(begun) > 2*time.Second {
+		t.Errorf("took %v", time.Since(begun))
+	}
+}
+
 func TestShutdownWaitsForRequestsInFlight(t *testing.T) {
 	release, arrived := make(chan bool), make(chan bool)
 	slow := http.NewServeMux()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -314,12 +315,18 @@ func (c *wechat) roundTrip(ctx context.Context, target string, body any) ([]byte
 	return data, err
 }
 
-// withoutURL strips an error of the URL that it holds, and so of secrets.
+// withoutURL strips an error of the URL that it holds, and so of secrets. Where
+// net/http quotes an answer that it did not understand, that goes too.
 func withoutURL(err error) error {
 	if withURL, ok := errors.AsType[*url.Error](err); ok {
-		return withURL.Err
+		err = withURL.Err
 	}
-	return err
+	_, isNet := errors.AsType[net.Error](err)
+	_, isCert := errors.AsType[*tls.CertificateVerificationError](err)
+	if isNet || isCert || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, http.ErrSchemeMismatch) {
+		return err
+	}
+	return errors.New("not an answer in HTTP")
 }
 
 // An apiError is a refusal by WeChat: an errcode in the body of a 200.

@@ -429,6 +429,30 @@ func (w *world) bearFault(t *testing.T, path string, fault http.HandlerFunc, wan
 	}
 }
 
+func TestAnswersThatAreNoHTTPAreNotQuoted(t *testing.T) {
+	for _, answer := range []string{`{"access_token":"SECRET"}`, "HTTP/1.1 302 Found\r\nLocation: http://x/%zz?SECRET\r\n\r\n", "HTTP/1.1 SECRET\r\n\r\n", "HTTP/1.1 200 OK\r\nSECRET\r\n\r\n"} {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		must(t, err)
+		defer listener.Close()
+		go func() {
+			for {
+				conn, err := listener.Accept()
+				if err != nil {
+					return
+				}
+				conn.Read(make([]byte, 1000))
+				io.WriteString(conn, answer)
+				conn.Close()
+			}
+		}()
+		w := newWorld(t)
+		w.wechat.client, w.wechat.config.apiBase = newHTTPClient(), "http://"+listener.Addr().String()
+		if out := w.do("GET", "/wechat/getloginqr", ""); out.Code != 502 || strings.Contains(w.logged.String(), "SECRET") {
+			t.Errorf("%q: %d, %s", answer, out.Code, w.logged)
+		}
+	}
+}
+
 func TestSecretDoesNotFollowRedirects(t *testing.T) {
 	var followed atomic.Int32
 	elsewhere := newLocalServer(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { followed.Add(1) }))

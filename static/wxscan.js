@@ -89,10 +89,12 @@
       const left = Math.max(0, Math.ceil((deadline - Date.now()) / 1000));
       this.time.textContent = say("剩余 ", "Time left ") + Math.floor(left / 60) + ":" + String(left % 60).padStart(2, "0");
     }
-    scanned(answer) {
+    scanned(answer, again) {
       this.code.className = "wxscan-result";
       this.code.replaceChildren(make("p", "wxscan-number", { textContent: answer.number }));
-      this.more.replaceChildren();
+      const button = make("button", "", { type: "button", textContent: say("换一个二维码", "Another QR code") });
+      button.addEventListener("click", again); // for whom the phone lost the page
+      this.more.replaceChildren(button);
       this.say(say("已扫描。请核对数字，并在手机上确认", "Scanned. Compare the number, and confirm on your phone"));
     }
     done(answer) {
@@ -109,7 +111,7 @@
 
   // follow polls until the ticket is done or expired, and returns the answer.
   // It bears a lost connection, with ever longer pauses.
-  async function follow(qr, box, signal) {
+  async function follow(qr, box, signal, again) {
     let deadline = Date.now() + qr.expiresIn * 1000;
     box.tick(deadline);
     const ticking = setInterval(() => box.tick(deadline), 1000);
@@ -126,7 +128,7 @@
           wait = 25;
           if (answer.status !== seen) {
             seen = answer.status;
-            box.scanned(answer);
+            box.scanned(answer, again);
             prompt = box.status.textContent;
             continue;
           }
@@ -184,7 +186,7 @@
           const qr = await ask(flow === "auth" ? "/wechat/getauthqr" : "/wechat/getloginqr", signal);
           if (signal.aborted) return;
           await box.show(qr, flow);
-          answer = await follow(qr, box, signal);
+          answer = await follow(qr, box, signal, () => start(element));
         }
       } catch (err) {
         if (signal.aborted) return;
