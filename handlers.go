@@ -72,15 +72,14 @@ func newServer(config config, log *slog.Logger) *server {
 // step logs and counts a step of a login, by a short id of its ticket's digest
 // that ties the steps of one login together.
 func (s *server) step(t *ticket, step string) {
-	name := [...]string{flowScan: "scan", flowAuth: "auth"}[t.flow]
 	if s.talk.pass(step) == 0 {
-		s.log.Info("login "+step, "login", t.key[:8], "flow", name)
+		s.log.Info("login "+step, "login", t.key[:8], "flow", t.flow)
 	}
 	switch step {
 	case "begun":
-		s.metrics.count("wxscan_tickets_total{flow=%q}", name)
+		s.metrics.count("wxscan_tickets_total{flow=%q}", t.flow)
 	case "done", "declined", "expired":
-		s.metrics.count("wxscan_logins_total{flow=%q,outcome=%q}", name, step)
+		s.metrics.count("wxscan_logins_total{flow=%q,outcome=%q}", t.flow, step)
 	}
 }
 

@@ -35,11 +35,11 @@ func digest(ticket string) string {
 
 // A flow is one of the two ways to log in. A ticket of one cannot be completed
 // through the other.
-type flow uint8
+type flow string
 
 const (
-	flowScan flow = iota // A: parametric QR code, completed by a push
-	flowAuth             // B: web authorization, completed by the callback
+	flowScan flow = "scan" // A: parametric QR code, completed by a push
+	flowAuth flow = "auth" // B: web authorization, completed by the callback
 )
 
 // status is where a login stands, in the words of the poll's answer.
@@ -90,9 +90,8 @@ type claim struct {
 
 // A store holds the live tickets, in memory only.
 //
-// All tickets wait equally long and all results are kept equally long, so two
-// queues in order of expiry do instead of a timer for each ticket: the sweeper
-// wakes for the first in line and never looks at the rest.
+// All tickets wait equally long, so a queue does instead of a timer for each
+// ticket: the sweeper wakes for the first in line and never looks at the rest.
 type store struct {
 	ttl     time.Duration
 	max     int
@@ -103,8 +102,7 @@ type store struct {
 	mu      sync.Mutex  // guards the fields below, and what changes in a ticket
 	live    int         // entries in tickets
 	waiting []*ticket   // by deadline; those that are done meanwhile stay in line
-	results []*ticket   // by result.expires
-	sweeper *time.Timer // runs sweep at the first expiry of both queues
+	sweeper *time.Timer // runs sweep at the first deadline, while any waits
 }
 
 // newStore returns a store of at most max tickets that each wait for ttl.
@@ -133,8 +131,9 @@ func (s *store) begin(secret string, flow flow, says string, asker *asker) error
 		return errors.New("this ticket was issued before")
 	}
 	s.live++
-	s.waiting = append(s.waiting, t)
-	s.armLocked()
+	if s.waiting = append(s.waiting, t); len(s.waiting) == 1 {
+		s.sweeper = time.AfterFunc(s.ttl, s.sweep)
+	}
 	s.step(t, "begun")
 	return nil
 }
@@ -199,8 +198,11 @@ func (t *ticket) holds(secret string) bool {
 func (s *store) finishLocked(t *ticket, status status, who login) {
 	t.result.Store(&state{status, time.Now().Add(resultTTL), who})
 	s.tellLocked(t)
-	s.results = append(s.results, t)
-	s.armLocked()
+	time.AfterFunc(resultTTL, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.forgetLocked(t)
+	})
 }
 
 // tellLocked wakes who waits for the ticket.
@@ -289,52 +291,25 @@ func (t *ticket) state() state {
 	return st
 }
 
-// sweep forgets what has expired.
+// sweep forgets the tickets that nobody has scanned in time.
 func (s *store) sweep() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
-	for len(s.waiting) > 0 && !now.Before(s.waiting[0].deadline) {
-		if t := s.waiting[0]; t.result.Load() == nil {
+	for len(s.waiting) > 0 {
+		t := s.waiting[0]
+		if left := time.Until(t.deadline); left > 0 {
+			s.sweeper.Reset(left)
+			return
+		}
+		if t.result.Load() == nil {
 			s.step(t, "expired")
 			s.forgetLocked(t)
 		}
-		s.waiting = pop(s.waiting)
+		s.waiting[0], s.waiting = nil, s.waiting[1:]
 	}
-	for len(s.results) > 0 && !now.Before(s.results[0].result.Load().expires) {
-		s.forgetLocked(s.results[0])
-		s.results = pop(s.results)
-	}
-	s.armLocked()
 }
 
 func (s *store) forgetLocked(t *ticket) {
 	s.tickets.Delete(t.key)
 	s.live--
-}
-
-// pop returns the queue without its head, which it lets go of.
-func pop(queue []*ticket) []*ticket {
-	queue[0] = nil
-	return queue[1:]
-}
-
-// armLocked sets the sweeper to the first expiry, if there is anything to expire.
-func (s *store) armLocked() {
-	var next time.Time
-	if len(s.waiting) > 0 {
-		next = s.waiting[0].deadline
-	}
-	if len(s.results) > 0 {
-		if end := s.results[0].result.Load().expires; next.IsZero() || end.Before(next) {
-			next = end
-		}
-	}
-	switch {
-	case next.IsZero():
-	case s.sweeper == nil:
-		s.sweeper = time.AfterFunc(time.Until(next), s.sweep)
-	default:
-		s.sweeper.Reset(time.Until(next))
-	}
 }
