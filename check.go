@@ -22,10 +22,8 @@ import (
 	"time"
 )
 
-const (
-	stepTimeout = 5 * time.Second // of one request of check's; WeChat gives us no longer
-	maxApart    = 5 * time.Minute // of our clock and WeChat's
-)
+// maxApart is how far our clock and WeChat's may be apart.
+const maxApart = 5 * time.Minute
 
 // command runs a command other than serving. It returns flag.ErrHelp if help is
 // what is wanted.
@@ -118,11 +116,11 @@ func check(ctx context.Context, args []string, getenv func(string) string, stdou
 
 	w := &wechat{config: c, client: newHTTPClient(), log: slog.New(slog.DiscardHandler), called: func(string, string) {}}
 	api := site(c.apiBase)
-	if resp, _, err := fetchPage(ctx, w.client, c.apiBase+"/"); err != nil {
+	if resp, _, err := sendAsWeChat(ctx, w.client, http.MethodGet, c.apiBase+"/", nil); err != nil {
 		report("clock", onTheWay(err, api)) // the next steps would say the same
 	} else {
 		report("clock", clock(resp, api, c.maxSkew))
-		patience, cancel := context.WithTimeout(ctx, stepTimeout)
+		patience, cancel := context.WithTimeout(ctx, pushTimeout)
 		defer cancel()
 		if _, err := w.accessToken(patience); err != nil {
 			report("access_token", refusal(err, api))
@@ -146,25 +144,6 @@ func check(ctx context.Context, args []string, getenv func(string) string, stdou
 	}
 	report("authorization", enter("to enter as the authorization domain (网页授权域名), which only a phone can try (flow B): %s", c.domain()))
 	return verdict
-}
-
-// fetchPage gets a page. It comes as WeChat does, by whose User-Agent some tunnels
-// take it for a browser.
-func fetchPage(ctx context.Context, client *http.Client, target string) (*http.Response, []byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
-	if err != nil {
-		return nil, nil, err
-	}
-	req.Header.Set("User-Agent", "Mozilla/4.0")
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	return resp, body, err
 }
 
 // local tells whether an address is of no use outside this machine or network.
@@ -228,7 +207,7 @@ func onTheWay(err error, to *url.URL) finding {
 func urlCheck(ctx context.Context, client *http.Client, c *config) finding {
 	query, echo, us := c.signedQuery(), rand.Text(), site(c.publicURL)
 	query.Set("echostr", echo)
-	resp, body, err := fetchPage(ctx, client, c.interfaceURL()+"?"+query.Encode())
+	resp, body, err := sendAsWeChat(ctx, client, http.MethodGet, c.interfaceURL()+"?"+query.Encode(), nil)
 	if err != nil {
 		return onTheWay(err, us)
 	}
@@ -306,18 +285,13 @@ func sign(args []string, getenv func(string) string, stdout io.Writer) error {
 	return err
 }
 
+// version prints the version that go build took from git.
 func version(stdout io.Writer) error {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return errors.New("version: built without build information")
 	}
-	words := []string{"wxscan", cmp.Or(info.Main.Version, "(devel)")}
-	for _, setting := range info.Settings {
-		if setting.Key == "vcs.revision" {
-			words = append(words, fmt.Sprintf("%.12s", setting.Value))
-		}
-	}
-	fmt.Fprintln(stdout, strings.Join(append(words, info.GoVersion), " "))
+	fmt.Fprintln(stdout, "wxscan", cmp.Or(info.Main.Version, "(devel)"), info.GoVersion)
 	return nil
 }
 

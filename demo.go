@@ -46,8 +46,10 @@ type grant struct {
 	used    bool   // code
 }
 
-// maxGrants bounds the memory of a simulator that strangers can reach.
-const maxGrants = 300_000
+const (
+	maxGrants   = 300_000         // bounds the memory of a simulator that strangers can reach
+	pushTimeout = 5 * time.Second // WeChat's patience with us
+)
 
 // newDemo returns the simulator of the account that config is of.
 func newDemo(config config, client *http.Client, says func(string) (string, bool)) *demo {
@@ -260,11 +262,14 @@ func (d *demo) scan(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no such ticket, or it has expired", http.StatusNotFound)
 		return
 	}
-	link, _ := strings.CutSuffix(says, "#wechat_redirect")
+	link := strings.TrimSuffix(says, "#wechat_redirect")
 	event := map[bool]string{true: "allow", false: "scan"}[link != says]
 	shown, back, err := d.act(r.Context(), link, r.FormValue("openid"), cmp.Or(r.FormValue("event"), event))
 	if back != "" {
-		_, _, shown, err = d.send(r.Context(), http.MethodGet, strings.TrimPrefix(back, d.config.publicURL), nil)
+		var resp *http.Response
+		if resp, _, err = d.send(r.Context(), http.MethodGet, strings.TrimPrefix(back, d.config.publicURL), nil); err == nil {
+			shown = resp.Header.Get("Location")
+		}
 	}
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -352,7 +357,9 @@ func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string)
 	var status int
 	var body []byte
 	for try := 1; try <= 3 && err == nil && status == 0; try++ {
-		status, body, _, _ = d.send(ctx, http.MethodPost, "/wechat/message?"+query.Encode(), message)
+		if resp, answer, _ := d.send(ctx, http.MethodPost, "/wechat/message?"+query.Encode(), message); resp != nil {
+			status, body = resp.StatusCode, answer
+		}
 	}
 	var reply struct {
 		XMLName                                          xml.Name `xml:"xml"`
@@ -374,20 +381,27 @@ func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string)
 	return reply.Content, err
 }
 
-// send makes a request of the program itself, over loopback, with WeChat's 5
-// seconds of patience. status is 0 without an answer; location is a redirect's.
-func (d *demo) send(ctx context.Context, method, path string, body []byte) (status int, answer []byte, location string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+// send makes a request of the program itself, over loopback.
+func (d *demo) send(ctx context.Context, method, path string, body []byte) (*http.Response, []byte, error) {
+	return sendAsWeChat(ctx, d.client, method, strings.TrimSuffix(d.config.apiBase, "/demo")+path, body)
+}
+
+// sendAsWeChat makes a request as WeChat does: with 5 seconds of patience, and
+// with a User-Agent by which some tunnels take it for a browser. The error is
+// free of the URL.
+func sendAsWeChat(ctx context.Context, client *http.Client, method, target string, body []byte) (*http.Response, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, pushTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(d.config.apiBase, "/demo")+path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
 	if err != nil {
-		return 0, nil, "", withoutURL(err)
+		return nil, nil, withoutURL(err)
 	}
-	resp, err := d.client.Do(req)
+	req.Header.Set("User-Agent", "Mozilla/4.0")
+	resp, err := client.Do(req)
 	if err != nil {
-		return 0, nil, "", withoutURL(err)
+		return nil, nil, withoutURL(err)
 	}
 	defer resp.Body.Close()
-	answer, err = io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	return resp.StatusCode, answer, resp.Header.Get("Location"), err
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	return resp, answer, err
 }
