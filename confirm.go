@@ -63,8 +63,7 @@ func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 		http.Redirect(w, r, "/static/html/loginfailed.html?reason=expired", http.StatusSeeOther)
 		return nil
 	}
-	_, site, _ := strings.Cut(s.config.publicURL, "://")
-	return writePage(w, http.StatusOK, "static/html/confirm.html", "Site", site, "Number", number(t.key), "Secret", sent,
+	return writePage(w, http.StatusOK, "static/html/confirm.html", "Site", site(s.config.publicURL).Host, "Number", number(t.key), "Secret", sent,
 		"Browser", t.asker.browser, "Address", cmp.Or(t.asker.address, "?"))
 }
 

@@ -37,6 +37,7 @@ var (
 	errTooLarge    = errors.New("body too large")
 	errPush        = errors.New("not a push")
 	errNothingHere = errors.New("nothing here")
+	errRateLimited = errors.New("too many requests")
 )
 
 // beijing is the time of WeChat's users, whatever the server's.
@@ -60,7 +61,8 @@ func newServer(config config, log *slog.Logger) *server {
 	s := &server{config: config, log: log, tickets: newStore(config.ttl, config.maxTickets),
 		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID, ttl: config.sessionTTL},
 		wechat: &wechat{config: config, client: newHTTPClient(), log: log},
-		pushes: newPushGuard(config.maxSkew), askers: newLimiter(config.qrRate), talk: newLimiter(600)}
+		pushes: newPushGuard(config.maxSkew), askers: newLimiter(config.qrRate), talk: newLimiter(600),
+		metrics: metrics{counts: make(map[string]int)}}
 	s.tickets.confirm = config.confirm
 	s.tickets.step = s.step
 	s.wechat.called = func(path, result string) {
@@ -166,17 +168,13 @@ func (s *server) crossOrigin(h http.Handler) http.Handler {
 	})
 }
 
-// A rateLimited error tells how long a client must wait.
-type rateLimited time.Duration
-
-func (e rateLimited) Error() string { return "too many requests" }
-
 // limited lets no client through to h too often.
 func (s *server) limited(h func(http.ResponseWriter, *http.Request) error) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if key, ok := client(r, s.config.trusted); ok {
 			if wait := s.askers.pass(key); wait > 0 {
-				return rateLimited(wait)
+				w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+				return errRateLimited
 			}
 		}
 		return h(w, r)
@@ -210,14 +208,13 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
 	now := time.Now()
-	_, site, _ := strings.Cut(s.config.publicURL, "://")
 	text := "您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n" +
 		"You have logged in to %[1]s (%[2]s Beijing time). If this was not you, tell the site, and scan no codes that others send you."
 	if confirm != "" {
 		text = "有人请求以您的身份登录 %[1]s（%[2]s）。<a href=\"%[3]s\">查看并确认</a>。如非本人操作，请勿理会。\n" +
 			"Somebody asks to log in to %[1]s as you (%[2]s Beijing time). <a href=\"%[3]s\">Look and confirm</a>; if it is not you, do nothing."
 	}
-	reply, err := textReply(push, now, fmt.Sprintf(text, site, now.In(beijing).Format("15:04"), confirm))
+	reply, err := textReply(push, now, fmt.Sprintf(text, site(s.config.publicURL).Host, now.In(beijing).Format("15:04"), confirm))
 	if err != nil {
 		return err
 	}
@@ -533,6 +530,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		{errPush, 400, "bad_push", "the body is not a push of WeChat's"},
 		{errNoSession, 401, "no_session", "not logged in, or no longer"},
 		{errNothingHere, 404, "not_found", "there is nothing here, or no longer"},
+		{errRateLimited, 429, "rate_limited", "too many QR codes in a minute; try again shortly"},
 		{errTooManyTickets, 503, "too_many_tickets", "too many people are logging in; try again shortly"},
 		{errTimeout, 504, "wechat_timeout", "WeChat did not answer in time; try again"},
 		{errUnreachable, 502, "wechat_unreachable", "WeChat cannot be reached; try again"},
@@ -546,13 +544,10 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if refused, ok := errors.AsType[*apiError](err); ok {
 		answer.ErrCode = refused.code
 	}
-	if wait, ok := errors.AsType[rateLimited](err); ok {
-		status, answer.Error, answer.Message = http.StatusTooManyRequests, "rate_limited", "too many QR codes in a minute; try again shortly"
-		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(time.Duration(wait).Seconds()))))
-	} else if errors.Is(err, errTooManyTickets) {
+	switch status {
+	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "10")
-	}
-	if status == http.StatusNotFound || status == http.StatusUnauthorized {
+	case http.StatusNotFound, http.StatusUnauthorized:
 		level = slog.LevelDebug
 	}
 	if s.talk.pass(answer.Error) == 0 {

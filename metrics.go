@@ -18,9 +18,9 @@ type metrics struct {
 	waiting atomic.Int64 // parked polls
 
 	mu     sync.Mutex     // guards the fields below
-	counts map[string]int // by series
-	toTell []int          // scans by the time to the browser's answer, one more than toldWithin
-	told   time.Duration  // the sum of these times
+	counts map[string]int           // by series
+	toTell [len(toldWithin) + 1]int // scans by the time to the browser's answer
+	told   time.Duration            // the sum of these times
 }
 
 // toldWithin are the upper bounds of the histogram's buckets, in seconds.
@@ -31,9 +31,6 @@ func (m *metrics) count(format string, args ...any) {
 	series := fmt.Sprintf(format, args...)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.counts == nil {
-		m.counts = make(map[string]int)
-	}
 	m.counts[series]++
 }
 
@@ -42,9 +39,6 @@ func (m *metrics) tell(after time.Duration) {
 	bucket, _ := slices.BinarySearch(toldWithin[:], after.Seconds())
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.toTell == nil {
-		m.toTell = make([]int, len(toldWithin)+1)
-	}
 	m.toTell[bucket]++
 	m.told += after
 }
@@ -83,12 +77,11 @@ func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
 	fmt.Fprintln(&page, "wxscan_access_token_age_seconds", s.wechat.tokenAge().Seconds())
 	about("wxscan_scan_to_answer_seconds", "histogram", "Time from a scan to the browser's answer.")
 	sum := 0
-	for i, n := range append(slices.Clip(m.toTell), make([]int, len(toldWithin)+1-len(m.toTell))...) {
-		sum += n
-		if i < len(toldWithin) {
-			fmt.Fprintf(&page, "wxscan_scan_to_answer_seconds_bucket{le=\"%g\"} %d\n", toldWithin[i], sum)
-		}
+	for i, within := range toldWithin {
+		sum += m.toTell[i]
+		fmt.Fprintf(&page, "wxscan_scan_to_answer_seconds_bucket{le=\"%g\"} %d\n", within, sum)
 	}
+	sum += m.toTell[len(toldWithin)]
 	fmt.Fprintf(&page, "wxscan_scan_to_answer_seconds_bucket{le=\"+Inf\"} %[1]d\nwxscan_scan_to_answer_seconds_sum %[2]g\nwxscan_scan_to_answer_seconds_count %[1]d\n", sum, m.told.Seconds())
 	return write(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", page.Bytes())
 }
