@@ -45,21 +45,18 @@ func (s *server) confirmURL(t *ticket) string {
 }
 
 // claimed returns the ticket and the secret that a confirmation comes with.
-func (s *server) claimed(sent string) (t *ticket, secret string, err error) {
+func (s *server) claimed(sent string) (t *ticket, secret string) {
 	key := sent[:min(len(sent), len(digest("")))]
-	secret = sent[len(key):]
-	if t, ok := s.tickets.find(key); ok && t.holds(secret) {
-		return t, secret, nil
-	}
-	return nil, "", errNothingHere
+	t, _ = s.tickets.find(key)
+	return t, sent[len(key):]
 }
 
 // askPhone shows the phone what it is about to log in. It changes nothing, so
 // that a preview of the link does no harm.
 func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 	sent := r.URL.Query().Get("s")
-	t, _, err := s.claimed(sent)
-	if err != nil {
+	t, secret := s.claimed(sent)
+	if !t.holds(secret) {
 		http.Redirect(w, r, "/static/html/loginfailed.html?reason=expired", http.StatusSeeOther)
 		return nil
 	}
@@ -71,10 +68,12 @@ func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 func (s *server) hearPhone(w http.ResponseWriter, r *http.Request) error {
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	yes := r.PostFormValue("answer") == "yes"
-	t, secret, err := s.claimed(r.PostFormValue("s"))
-	target := "/static/html/loginfailed.html?reason=expired"
-	if err == nil && s.tickets.decide(t, secret, yes) {
-		target = map[bool]string{true: "/static/html/loginsucceed.html", false: "/static/html/loginfailed.html?reason=declined"}[yes]
+	t, secret := s.claimed(r.PostFormValue("s"))
+	target := "/static/html/loginsucceed.html"
+	if !s.tickets.decide(t, secret, yes) {
+		target = "/static/html/loginfailed.html?reason=expired"
+	} else if !yes {
+		target = "/static/html/loginfailed.html?reason=declined"
 	}
 	http.Redirect(w, r, target, http.StatusSeeOther)
 	return nil

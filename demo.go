@@ -237,20 +237,20 @@ func (d *demo) showQR(w http.ResponseWriter, r *http.Request) {
 // phone is the phone that has opened what a QR code says.
 func (d *demo) phone(w http.ResponseWriter, r *http.Request) {
 	shown, back, err := d.act(r.Context(), d.config.publicURL+r.URL.RequestURI(), r.PostFormValue("openid"), r.PostFormValue("event"))
-	status := http.StatusOK
+	status, asks := http.StatusOK, ""
 	switch {
 	case err != nil:
 		status, shown = http.StatusBadRequest, err.Error()
 	case back != "":
 		http.Redirect(w, r, back, http.StatusSeeOther)
 		return
+	case shown == "" && r.PathValue("id") != "":
+		asks = "scan"
+	case shown == "":
+		asks = "auth"
 	}
 	_, link, _ := strings.Cut(shown, `<a href="`)
 	link, _, _ = strings.Cut(link, `"`)
-	asks := map[bool]string{true: "scan", false: "auth"}[r.PathValue("id") != ""]
-	if shown != "" {
-		asks = ""
-	}
 	writePage(w, status, "static/demo/phone.html", "Shown", shown, "Link", link, "Asks", asks)
 }
 

@@ -219,9 +219,8 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if key := s.config.aesKey; key != nil {
-		random, timestamp, nonce := make([]byte, 16), strconv.FormatInt(now.Unix(), 10), rand.Text()
-		rand.Read(random)
-		encrypt := key.seal(random, reply, s.config.appID)
+		timestamp, nonce := strconv.FormatInt(now.Unix(), 10), rand.Text()
+		encrypt := key.seal([]byte(rand.Text()[:16]), reply, s.config.appID)
 		reply = fmt.Appendf(nil, "<xml><Encrypt><![CDATA[%s]]></Encrypt><MsgSignature><![CDATA[%s]]></MsgSignature><TimeStamp>%s</TimeStamp><Nonce><![CDATA[%s]]></Nonce></xml>",
 			encrypt, signature(s.config.token, timestamp, nonce, encrypt), timestamp, nonce)
 	}

@@ -118,9 +118,8 @@ func client(r *http.Request, trusted []netip.Prefix) (key string, ok bool) {
 		addr, hops = hop.Unmap().WithZone(""), hops[:len(hops)-1]
 	}
 	if addr.Is6() && !addr.IsLoopback() {
-		if prefix, err := addr.Prefix(64); err == nil {
-			return prefix.String(), true
-		}
+		prefix, _ := addr.Prefix(64)
+		return prefix.String(), true
 	}
 	return addr.String(), addr.IsValid() && !addr.IsLoopback()
 }

@@ -17,7 +17,7 @@ import (
 type metrics struct {
 	waiting atomic.Int64 // parked polls
 
-	mu     sync.Mutex     // guards the fields below
+	mu     sync.Mutex               // guards the fields below
 	counts map[string]int           // by series
 	toTell [len(toldWithin) + 1]int // scans by the time to the browser's answer
 	told   time.Duration            // the sum of these times
