@@ -220,7 +220,9 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 	}
 	if key := s.config.aesKey; key != nil {
 		timestamp, nonce := strconv.FormatInt(now.Unix(), 10), rand.Text()
-		encrypt := key.seal([]byte(rand.Text()[:16]), reply, s.config.appID)
+		random := make([]byte, 16)
+		rand.Read(random)
+		encrypt := key.seal(random, reply, s.config.appID)
 		reply = fmt.Appendf(nil, "<xml><Encrypt><![CDATA[%s]]></Encrypt><MsgSignature><![CDATA[%s]]></MsgSignature><TimeStamp>%s</TimeStamp><Nonce><![CDATA[%s]]></Nonce></xml>",
 			encrypt, signature(s.config.token, timestamp, nonce, encrypt), timestamp, nonce)
 	}

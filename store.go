@@ -78,8 +78,13 @@ type ticket struct {
 	told    atomic.Bool           // the browser knows who has logged in
 	asker   *asker                // who asked for the ticket; nil unless logins are to be confirmed
 
-	redeeming sync.Mutex       // held while a code is exchanged; guards outcomes
-	outcomes  map[string]error // flow B: how each code tried so far has ended, by digest
+	outcomes map[string]*outcome // flow B: of each code tried so far, by digest; guarded by store.mu
+}
+
+// An outcome is how the exchange of a code has ended.
+type outcome struct {
+	done chan struct{} // closed by redeem, once err is set
+	err  error
 }
 
 // A claim is a login that waits to be confirmed by whoever has the secret.
@@ -214,28 +219,36 @@ func (s *store) tellLocked(t *ticket) {
 }
 
 // redeem completes a ticket of flow B with the person whom exchange finds
-// behind an OAuth code. A code is exchanged once, and one at a time: a callback
-// that is opened twice waits for the first and shares its outcome. It returns
-// what exchange returned, or errCodeUsed when somebody has logged in with
-// another code, the ticket expired meanwhile, or maxCodes have been tried.
+// behind an OAuth code. A code is exchanged once: a callback that is opened
+// twice waits for the first and shares its outcome. It returns what exchange
+// returned, or errCodeUsed when somebody has logged in with another code, the
+// ticket expired meanwhile, or maxCodes have been tried.
 func (s *store) redeem(t *ticket, code string, exchange func() (login, error)) error {
-	t.redeeming.Lock()
-	defer t.redeeming.Unlock()
 	key := digest(code)
-	if err, seen := t.outcomes[key]; seen {
-		return err
+	s.mu.Lock()
+	o, seen := t.outcomes[key]
+	if !seen {
+		if t.state().status != statusPending || len(t.outcomes) == maxCodes {
+			s.mu.Unlock()
+			return errCodeUsed
+		}
+		if t.outcomes == nil {
+			t.outcomes = make(map[string]*outcome)
+		}
+		o = &outcome{done: make(chan struct{})}
+		t.outcomes[key] = o
 	}
-	if t.state().status != statusPending || len(t.outcomes) == maxCodes {
-		return errCodeUsed
+	s.mu.Unlock()
+	if seen {
+		<-o.done // exchange bounds its time
+		return o.err
 	}
+	defer close(o.done)
 	who, err := exchange()
 	if err == nil && !s.complete(t.key, flowAuth, who) {
 		err = errCodeUsed
 	}
-	if t.outcomes == nil {
-		t.outcomes = make(map[string]error)
-	}
-	t.outcomes[key] = err
+	o.err = err
 	return err
 }
 
