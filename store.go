@@ -235,7 +235,7 @@ func (s *store) redeem(t *ticket, code string, exchange func() (login, error)) e
 		if t.outcomes == nil {
 			t.outcomes = make(map[string]*outcome)
 		}
-		o = &outcome{done: make(chan struct{})}
+		o = &outcome{done: make(chan struct{}), err: errCodeUsed}
 		t.outcomes[key] = o
 	}
 	s.mu.Unlock()
