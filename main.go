@@ -87,6 +87,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		config.simulate(listener.Addr().(*net.TCPAddr))
 	}
 	server := newServer(config, log)
+	defer server.tickets.close()
 	log.Info("listening", "addr", listener.Addr().String(), "url", config.publicURL)
 	if getenv("SESSION_SECRET") == "" && !config.demo {
 		log.Warn("SESSION_SECRET is not set: a restart logs everybody out")

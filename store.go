@@ -115,6 +115,16 @@ func newStore(ttl time.Duration, max int) *store {
 	return &store{ttl: ttl, max: max, step: func(*ticket, string) {}}
 }
 
+// close ends the sweeper: nothing is told any more.
+func (s *store) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.step = func(*ticket, string) {}
+	if s.sweeper != nil {
+		s.sweeper.Stop()
+	}
+}
+
 // count returns how many tickets are live.
 func (s *store) count() int {
 	s.mu.Lock()
