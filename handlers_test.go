@@ -246,7 +246,7 @@ func TestRoutes(t *testing.T) {
 		{"URL check without a signature", "GET", "/wechat/message?echostr=437", "", 403, "bad_signature"},
 		{"unsigned push logs nobody in", "POST", "/wechat/message", pushXML("mallory", "SCAN", "s", scan.Ticket), 403, "bad_signature"},
 		{"badly signed push logs nobody in", "POST", "/wechat/message?" + bad, pushXML("mallory", "SCAN", "s", scan.Ticket), 403, "bad_signature"},
-		{"unsigned push that claims to be sealed logs nobody in", "POST", "/wechat/message?encrypt_type=aes&msg_signature=x&timestamp=1&nonce=n", pushXML("mallory", "SCAN", "s", scan.Ticket), 403, "bad_signature"},
+		{"unsigned push that claims to be sealed logs nobody in", "POST", "/wechat/message?encrypt_type=aes&msg_signature=x&nonce=n&timestamp=" + strconv.FormatInt(time.Now().Unix(), 10), pushXML("mallory", "SCAN", "s", scan.Ticket), 403, "bad_signature"},
 		{"signature comes before size", "POST", "/wechat/message?" + bad, huge, 403, "bad_signature"},
 		{"push over 64 KiB", "POST", "/wechat/message?" + good, huge, 413, "too_large"},
 		{"push that is no XML", "POST", "/wechat/message?" + good, `{"a":1}`, 400, "bad_push"},
