@@ -95,6 +95,16 @@ func TestSecretsOfOtherClaimsConfirmNothing(t *testing.T) {
 	}
 }
 
+func TestAHugeFormConfirmsNothing(t *testing.T) {
+	w := newWorld(t, "CONFIRM=true")
+	ticket, link := w.asked(t, "getauthqr")
+	_, secret, _ := strings.Cut(link, "s=")
+	w.answerPhone(secret, "yes"+strings.Repeat("&", maxBody)+"&answer=yes")
+	if got := w.check(t, ticket, ""); got.Status != statusScanned {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestASecondScanChangesNoClaim(t *testing.T) {
 	w := newWorld(t, "CONFIRM=true")
 	ticket, link := w.asked(t, "getloginqr")
