@@ -106,7 +106,7 @@ func BenchmarkSignature(b *testing.B) {
 
 func BenchmarkSession(b *testing.B) {
 	s := testSigner(secretA)
-	token, err := s.sign(login{openID: "openid"}, time.Now(), "id")
+	token, err := s.sign(login{OpenID: "openid"}, time.Now(), "id")
 	must(b, err)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -32,23 +32,23 @@ func describe(r *http.Request, address string) *asker {
 }
 
 // number returns the two digits that stand on the asker's page and on the phone.
-func number(key string) string {
-	return strconv.Itoa(10 + int(crc32.ChecksumIEEE([]byte(key))%90))
+func number(key key) string {
+	return strconv.Itoa(10 + int(crc32.ChecksumIEEE(key[:])%90))
 }
 
 // confirmURL returns where the phone confirms a claim; "" if none waits.
 func (s *server) confirmURL(t *ticket) string {
-	if t.state().status != statusScanned {
+	st, _ := s.tickets.look(t)
+	if st.status != statusScanned {
 		return ""
 	}
-	return s.config.publicURL + "/wechat/confirm?s=" + t.key + t.claim.Load().secret
+	return s.config.publicURL + "/wechat/confirm?s=" + t.key.String() + st.secret
 }
 
 // claimed returns the ticket and the secret that a confirmation comes with.
 func (s *server) claimed(sent string) (t *ticket, secret string) {
-	key := sent[:min(len(sent), len(digest("")))]
-	t, _ = s.tickets.find(key)
-	return t, sent[len(key):]
+	id := sent[:min(len(sent), 2*len(key{}))]
+	return s.tickets.find(parseKey(id)), sent[len(id):]
 }
 
 // askPhone shows the phone what it is about to log in. It changes nothing, so
@@ -56,7 +56,7 @@ func (s *server) claimed(sent string) (t *ticket, secret string) {
 func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 	sent := r.URL.Query().Get("s")
 	t, secret := s.claimed(sent)
-	if !t.holds(secret) {
+	if !s.tickets.holds(t, secret) {
 		http.Redirect(w, r, "/static/html/loginfailed.html?reason=expired", http.StatusSeeOther)
 		return nil
 	}

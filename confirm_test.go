@@ -84,7 +84,7 @@ func TestSecretsOfOtherClaimsConfirmNothing(t *testing.T) {
 	ticket, _ := w.asked(t, "getauthqr")
 	other, link := w.asked(t, "getauthqr")
 	_, secret, _ := strings.Cut(link, "s=")
-	for _, sent := range []string{"", "x", digest(ticket), digest(ticket) + secret[len(digest("")):], digest("unknown") + secret, ticket} {
+	for _, sent := range []string{"", "x", digest(ticket).String(), digest(ticket).String() + secret[len(digest("").String()):], digest("unknown").String() + secret, ticket} {
 		w.answerPhone(sent, "yes")
 		if out := w.do("GET", "/wechat/confirm?s="+sent, ""); out.Code != http.StatusSeeOther {
 			t.Errorf("%q is shown a page: %d", sent, out.Code)
@@ -177,9 +177,9 @@ func TestOneDecisionUnderAnyRace(t *testing.T) {
 	s := newStore(time.Minute, 10)
 	s.confirm = true
 	must(t, s.begin("t", flowScan, "", nil))
-	s.complete(digest("t"), flowScan, login{openID: "alice"})
-	ticket, _ := s.find(digest("t"))
-	secret := ticket.claim.Load().secret
+	s.complete(digest("t"), flowScan, login{OpenID: "alice"})
+	ticket := s.find(digest("t"))
+	secret := ticket.state.Load().secret
 	var decided atomic.Int32
 	var wg sync.WaitGroup
 	for i := range 100 {

@@ -417,7 +417,7 @@ func TestSimulatedScanOfAnUnknownTicketIs404(t *testing.T) {
 	w := newWorld(t)
 	w.begin(t, "getloginqr")
 	auth := w.begin(t, "getauthqr")
-	for name, ticket := range map[string]string{"none": "", "unknown": "x", "a digest": digest(auth.Ticket), "never issued here": w.create(t, w.stableToken(t)).Ticket} {
+	for name, ticket := range map[string]string{"none": "", "unknown": "x", "a digest": digest(auth.Ticket).String(), "never issued here": w.create(t, w.stableToken(t)).Ticket} {
 		if status, shown := w.scan(ticket, "alice", ""); status != 404 || !strings.Contains(shown, "no such ticket") {
 			t.Errorf("%s: %d %q, want 404", name, status, shown)
 		}

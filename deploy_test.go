@@ -264,7 +264,7 @@ func TestProxyLetsNobodyPastWithoutALogin(t *testing.T) {
 		v.Jar, _ = cookiejar.New(nil)
 		head, tail, _ := strings.Cut(cookie.Value, ".")
 		other := &signer{secrets: []string{strings.Repeat("s", 32)}, issuer: v.site, audience: "wx0123456789abcdef", ttl: time.Hour}
-		forged, err := other.sign(login{openID: "alice"}, time.Now(), "id")
+		forged, err := other.sign(login{OpenID: "alice"}, time.Now(), "id")
 		must(t, err)
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"} {
 			for _, path := range []string{"/reports/7", "/", "/index.html"} {

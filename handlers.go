@@ -26,10 +26,15 @@ import (
 var static embed.FS
 
 const (
-	maxWait = 30 * time.Second // of a poll
-	maxBody = 64 << 10         // bytes; a push has less than one KiB
+	maxWait = 30       // seconds, of a poll
+	maxBody = 64 << 10 // bytes; a push has less than one KiB
 
 	plainText = "text/plain; charset=utf-8"
+
+	// pagePolicy lets pages use what is ours. Pictures may come from qlogo.cn,
+	// where WeChat keeps the avatars.
+	pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
+		"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
 var (
@@ -75,7 +80,7 @@ func newServer(config config, log *slog.Logger) *server {
 // that ties the steps of one login together.
 func (s *server) step(t *ticket, step string) {
 	if s.talk.pass(step) == 0 {
-		s.log.Info("login "+step, "login", t.key[:8], "flow", t.flow)
+		s.log.Info("login "+step, "login", t.key.String()[:8], "flow", t.flow)
 	}
 	switch step {
 	case "begun":
@@ -121,51 +126,56 @@ func (s *server) routes() http.Handler {
 	if s.demo != nil {
 		mux.Handle("/demo/", http.MaxBytesHandler(s.demo, maxBody))
 	}
-	return secure(s.crossOrigin(mux))
+	return s.guard(mux)
 }
 
-// secure sets the security headers of every answer. Pictures may come from
-// qlogo.cn, where WeChat keeps the avatars.
-func secure(h http.Handler) http.Handler {
+// guard sets the security headers of every answer, keeps other sites from what
+// changes state, and lets the front ends of ALLOWED_ORIGINS use what a login takes.
+func (s *server) guard(mux *http.ServeMux) http.Handler {
 	headers := http.Header{
-		"Content-Security-Policy": {"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
-			"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"},
-		"X-Content-Type-Options": {"nosniff"},
-		"X-Frame-Options":        {"DENY"},
-		"Referrer-Policy":        {"same-origin"}, // no-referrer would make the Origin of our own forms null
+		"Content-Security-Policy": {"default-src 'none'; frame-ancestors 'none'"},
+		"X-Content-Type-Options":  {"nosniff"},
+		"Referrer-Policy":         {"same-origin"}, // no-referrer would make the Origin of our own forms null
+		"Cache-Control":           {"no-store"},
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		maps.Copy(w.Header(), headers)
-		h.ServeHTTP(w, r)
-	})
-}
-
-// crossOrigin lets the front ends of ALLOWED_ORIGINS use what a login takes,
-// and keeps all other sites from what changes state.
-func (s *server) crossOrigin(h http.Handler) http.Handler {
 	protection := http.NewCrossOriginProtection()
 	protection.AddInsecureBypassPattern("POST /wechat/message") // signed, and WeChat is no browser
 	protection.AddTrustedOrigin(s.config.publicURL)             // a proxy may have changed the Host
-	protected := protection.Handler(h)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case "/wechat/getloginqr", "/wechat/getauthqr", "/wechat/checklogin", "/wechat/session":
-			if len(s.config.allowedOrigins) > 0 {
-				w.Header().Add("Vary", "Origin")
-			}
-			if origin := r.Header.Get("Origin"); slices.Contains(s.config.allowedOrigins, origin) {
-				w.Header().Set("Access-Control-Allow-Origin", origin)
-				w.Header().Set("Access-Control-Allow-Credentials", "true")
-				if r.Method == http.MethodOptions {
-					w.Header().Set("Access-Control-Allow-Headers", "Authorization")
-					w.Header().Set("Access-Control-Max-Age", "600")
-					w.WriteHeader(http.StatusNoContent)
-					return
-				}
-			}
+		maps.Copy(w.Header(), headers)
+		if len(s.config.allowedOrigins) > 0 && s.allow(w, r) {
+			return
 		}
-		protected.ServeHTTP(w, r)
+		if err := protection.Check(r); err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		mux.ServeHTTP(w, r)
 	})
+}
+
+// allow tells browsers which origins may read an answer. It is true if a
+// browser's question about that (a preflight) is thereby answered.
+func (s *server) allow(w http.ResponseWriter, r *http.Request) bool {
+	switch r.URL.Path {
+	case "/wechat/getloginqr", "/wechat/getauthqr", "/wechat/checklogin", "/wechat/session":
+	default:
+		return false
+	}
+	w.Header().Set("Vary", "Origin")
+	origin := r.Header.Get("Origin")
+	if !slices.Contains(s.config.allowedOrigins, origin) {
+		return false
+	}
+	w.Header().Set("Access-Control-Allow-Origin", origin)
+	w.Header().Set("Access-Control-Allow-Credentials", "true")
+	if r.Method != http.MethodOptions {
+		return false
+	}
+	w.Header().Set("Access-Control-Allow-Headers", "Authorization")
+	w.Header().Set("Access-Control-Max-Age", "600")
+	w.WriteHeader(http.StatusNoContent)
+	return true
 }
 
 // limited lets no client through to h too often.
@@ -173,7 +183,7 @@ func (s *server) limited(h func(http.ResponseWriter, *http.Request) error) func(
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if key, ok := client(r, s.config.trusted); ok {
 			if wait := s.askers.pass(key); wait > 0 {
-				w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+				w.Header().Set("Retry-After", strconv.Itoa(ceil(wait)))
 				return errRateLimited
 			}
 		}
@@ -201,10 +211,10 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 	if push == nil || !push.scan() {
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
-	first := s.tickets.complete(digest(push.Ticket), flowScan, login{openID: push.FromUserName})
-	t, _ := s.tickets.find(digest(push.Ticket))
+	first := s.tickets.complete(digest(push.Ticket), flowScan, login{OpenID: push.FromUserName})
+	t := s.tickets.find(digest(push.Ticket))
 	confirm := s.confirmURL(t)
-	if !first && (t.flow != flowScan || confirm == "" || t.claim.Load().login.openID != push.FromUserName) {
+	if !first && (confirm == "" || t.flow != flowScan || t.state.Load().login.OpenID != push.FromUserName) {
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
 	now := time.Now()
@@ -310,11 +320,14 @@ func (s *server) beginAuth(w http.ResponseWriter, r *http.Request) error {
 // says returns what the QR code of a live ticket says. ok is false if there is
 // no such ticket.
 func (s *server) says(ticket string) (text string, ok bool) {
-	t, ok := s.tickets.find(digest(ticket))
-	if !ok || t.flow == flowScan {
-		return t.says, ok
+	t := s.tickets.find(digest(ticket))
+	switch {
+	case t == nil:
+		return "", false
+	case t.flow == flowScan:
+		return t.says, true
 	}
-	return s.wechat.authorizeURL(s.config.publicURL+"/wechat/accessusercode", t.key), true
+	return s.wechat.authorizeURL(s.config.publicURL+"/wechat/accessusercode", t.key.String()), true
 }
 
 // draw returns the handler that shows the QR code of a live ticket.
@@ -341,58 +354,62 @@ func (s *server) asker(r *http.Request) *asker {
 	return describe(r, address)
 }
 
+// poll tells where a login stands: at once, or with wait=S as soon as there is
+// news, after S seconds at most. A wait that is no number is none.
+func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
+	query := r.URL.Query()
+	t := s.tickets.find(digest(query.Get("ticket")))
+	if seconds, _ := strconv.Atoi(query.Get("wait")); seconds > 0 {
+		wait := time.Duration(min(seconds, maxWait)) * time.Second
+		if r.ContentLength == 0 { // the server's ReadTimeout would end the request's context meanwhile
+			http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait + readTimeout))
+		}
+		s.metrics.waiting.Add(1)
+		s.tickets.wait(r.Context(), t, status(query.Get("status")), wait)
+		s.metrics.waiting.Add(-1)
+	}
+	return s.tell(w, r, t)
+}
+
 // A pollAnswer tells a browser where its login stands. What does not apply is
 // left out.
 type pollAnswer struct {
 	Login     bool   `json:"login"`
 	Status    status `json:"status"`
 	ExpiresIn int    `json:"expiresIn,omitzero"` // seconds, rounded up
-	OpenID    string `json:"openid,omitzero"`
-	UnionID   string `json:"unionid,omitzero"`
-	Nickname  string `json:"nickname,omitzero"`
-	Avatar    string `json:"avatar,omitzero"`
-	Token     string `json:"token,omitzero"`  // a session
-	Number    string `json:"number,omitzero"` // that the phone shows too, to be confirmed
+	login
+	Token  string `json:"token,omitzero"`  // a session
+	Number string `json:"number,omitzero"` // that the phone shows too, to be confirmed
 }
 
-// poll tells where a login stands: at once, or with wait=S as soon as there is
-// news, after S seconds at most. A wait that is no number is none.
-func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
-	query := r.URL.Query()
-	seconds, _ := strconv.Atoi(query.Get("wait"))
-	wait := min(max(time.Duration(seconds), 0), maxWait/time.Second) * time.Second
-	if wait > 0 && r.ContentLength == 0 {
-		// The server's ReadTimeout would end the request's context meanwhile.
-		http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait + readTimeout))
-	}
-	key := digest(query.Get("ticket"))
-	s.metrics.waiting.Add(1)
-	st := s.tickets.wait(r.Context(), key, status(query.Get("status")), wait)
-	s.metrics.waiting.Add(-1)
-	left := int(math.Ceil(time.Until(st.expires).Seconds()))
-	if st.status == statusPending { // nearly every answer
-		return write(w, http.StatusOK, "application/json", fmt.Appendf(nil, "{\"login\":false,\"status\":\"pending\",\"expiresIn\":%d}\n", left))
-	}
-	answer := pollAnswer{Login: st.status == statusDone, Status: st.status,
-		OpenID: st.login.openID, UnionID: st.login.unionID, Nickname: st.login.nickname, Avatar: st.login.avatar}
+// tell answers a poll.
+func (s *server) tell(w http.ResponseWriter, r *http.Request, t *ticket) error {
+	st, left := s.tickets.look(t)
+	answer := pollAnswer{Login: st.status == statusDone, Status: st.status}
 	switch st.status {
+	case statusPending: // nearly every answer
+		return write(w, http.StatusOK, "application/json", fmt.Appendf(nil, "{\"login\":false,\"status\":\"pending\",\"expiresIn\":%d}\n", ceil(left)))
 	case statusScanned:
-		answer.Number, answer.ExpiresIn = number(key), left
+		answer.Number, answer.ExpiresIn = number(t.key), ceil(left)
 	case statusDone:
+		answer.login = st.login
 		var err error
-		if answer.Token, err = s.signer.sign(st.login, st.expires.Add(-resultTTL), digest("session of "+key)); err != nil {
+		if answer.Token, err = s.signer.sign(st.login, st.at, digest("session of "+t.key.String()).String()); err != nil {
 			return err
 		}
 		if !strings.Contains(r.Header.Get("Accept"), "text/html") { // not for a link, which could bring anybody's ticket
 			http.SetCookie(w, s.signer.cookie(answer.Token))
 		}
-		if t, _ := s.tickets.find(key); t.told.CompareAndSwap(false, true) {
-			s.metrics.tell(time.Since(st.expires.Add(-resultTTL)))
+		if st.told.CompareAndSwap(false, true) {
+			s.metrics.tell(time.Since(st.at))
 			s.step(t, "done")
 		}
 	}
 	return writeJSON(w, http.StatusOK, answer)
 }
+
+// ceil returns whole seconds, rounded up.
+func ceil(d time.Duration) int { return int(math.Ceil(d.Seconds())) }
 
 // session tells whose session a request comes with: for applications, and for
 // the auth_request of nginx and its like, which look at the status and headers.
@@ -404,12 +421,9 @@ func (s *server) session(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("X-WeChat-OpenID", claims.OpenID)
 	w.Header().Set("X-WeChat-UnionID", claims.UnionID)
 	return writeJSON(w, http.StatusOK, struct {
-		OpenID    string `json:"openid"`
-		UnionID   string `json:"unionid,omitzero"`
-		Nickname  string `json:"nickname,omitzero"`
-		Avatar    string `json:"avatar,omitzero"`
-		ExpiresAt int64  `json:"expiresAt"` // Unix seconds
-	}{claims.OpenID, claims.UnionID, claims.Nickname, claims.Avatar, claims.Expires})
+		login
+		ExpiresAt int64 `json:"expiresAt"` // Unix seconds
+	}{login{claims.OpenID, claims.UnionID, claims.Nickname, claims.Avatar}, claims.Expires})
 }
 
 // logout makes the browser forget its session. The token itself, where it was
@@ -432,7 +446,6 @@ func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 	} else if confirm := s.confirmURL(t); confirm != "" {
 		target = confirm
 	}
-	w.Header().Set("Cache-Control", "no-store")
 	http.Redirect(w, r, target, http.StatusSeeOther)
 	return nil
 }
@@ -441,9 +454,9 @@ func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 // reason is ""; else it tells the phone's page why there is none.
 func (s *server) redeem(r *http.Request) (t *ticket, reason string) {
 	query := r.URL.Query()
-	t, ok := s.tickets.find(query.Get("state"))
-	if !ok || t.flow != flowAuth {
-		return t, "expired"
+	t = s.tickets.find(parseKey(query.Get("state")))
+	if t == nil || t.flow != flowAuth {
+		return nil, "expired"
 	}
 	code := query.Get("code")
 	if code == "" || code == "authdeny" {
@@ -484,6 +497,7 @@ func writePage(w http.ResponseWriter, status int, name string, pairs ...string) 
 	for i := 0; i < len(pairs); i += 2 {
 		pairs[i], pairs[i+1] = "{{"+pairs[i]+"}}", html.EscapeString(pairs[i+1])
 	}
+	w.Header().Set("Content-Security-Policy", pagePolicy)
 	return write(w, status, "text/html; charset=utf-8", []byte(strings.NewReplacer(pairs...).Replace(string(page))))
 }
 
@@ -504,6 +518,7 @@ func (s *server) page(w http.ResponseWriter, r *http.Request) error {
 	sum := sha256.Sum256(data)
 	w.Header().Set("ETag", `"`+hex.EncodeToString(sum[:8])+`"`)
 	w.Header().Set("Cache-Control", "no-cache")
+	w.Header().Set("Content-Security-Policy", pagePolicy)
 	http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(data))
 	return nil
 }
@@ -569,7 +584,6 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 // write ends a handler: whether the client is still there is not its concern.
 func write(w http.ResponseWriter, status int, contentType string, body []byte) error {
 	w.Header().Set("Content-Type", contentType)
-	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	w.Write(body)
 	return nil

@@ -329,15 +329,15 @@ func TestLogin(t *testing.T) {
 		want               pollAnswer
 	}{
 		{"flow A, by a follower", "getloginqr", "scan", nil, "您已登录 127.0.0.1:80（20:00）。如非本人操作",
-			pollAnswer{Login: true, Status: "done", OpenID: "alice"}},
+			pollAnswer{Login: true, Status: "done", login: login{OpenID: "alice"}}},
 		{"flow A, by somebody new", "getloginqr", "subscribe", nil, "You have logged in to 127.0.0.1:80 (20:00 Beijing time)",
-			pollAnswer{Login: true, Status: "done", OpenID: "alice"}},
+			pollAnswer{Login: true, Status: "done", login: login{OpenID: "alice"}}},
 		{"flow A, in safe mode", "getloginqr", "scan", []string{"WECHAT_AES_KEY=" + docKey}, "您已登录 127.0.0.1:80（20:00）",
-			pollAnswer{Login: true, Status: "done", OpenID: "alice"}},
+			pollAnswer{Login: true, Status: "done", login: login{OpenID: "alice"}}},
 		{"flow B", "getauthqr", "allow", nil, "/static/html/loginsucceed.html",
-			pollAnswer{Login: true, Status: "done", OpenID: "alice"}},
+			pollAnswer{Login: true, Status: "done", login: login{OpenID: "alice"}}},
 		{"flow B, with a profile", "getauthqr", "allow", []string{"WECHAT_SCOPE=snsapi_userinfo"}, "/static/html/loginsucceed.html",
-			pollAnswer{Login: true, Status: "done", OpenID: "alice", Nickname: "alice", UnionID: "union-alice", Avatar: "http://127.0.0.1:80/demo/avatar.svg"}},
+			pollAnswer{Login: true, Status: "done", login: login{OpenID: "alice", Nickname: "alice", UnionID: "union-alice", Avatar: "http://127.0.0.1:80/demo/avatar.svg"}}},
 		{"flow A, not followed", "getloginqr", "decline", nil, "没有关注", pollAnswer{Status: "pending", ExpiresIn: 300}},
 		{"flow B, declined", "getauthqr", "decline", nil, "/static/html/loginfailed.html?reason=denied", pollAnswer{Status: "pending", ExpiresIn: 300}},
 		{"flow B, virtual user", "getauthqr", "snapshot", nil, "/static/html/loginfailed.html?reason=snapshot", pollAnswer{Status: "pending", ExpiresIn: 300}},
@@ -446,7 +446,7 @@ func TestPollWaitIsCapped(t *testing.T) {
 		qr := w.begin(t, "getauthqr")
 		start := time.Now()
 		got := w.check(t, qr.Ticket, "99999999999999999999")
-		if took := time.Since(start); took != maxWait || got.Status != statusPending || got.ExpiresIn != 270 {
+		if took := time.Since(start); took != maxWait*time.Second || got.Status != statusPending || got.ExpiresIn != 270 {
 			t.Errorf("%+v after %v", got, took)
 		}
 	})
@@ -472,14 +472,14 @@ func TestCallback(t *testing.T) {
 		must(t, err)
 		return back.Query().Get("code")
 	}
-	state := digest(auth.Ticket)
+	state := digest(auth.Ticket).String()
 	const ok, failed = "loginsucceed.html", "loginfailed.html?reason="
 	good := authorize("alice")
 	for _, test := range []struct{ name, state, code, want string }{
 		{"no state", "", good, failed + "expired"},
-		{"state of no ticket", digest("x"), good, failed + "expired"},
+		{"state of no ticket", digest("x").String(), good, failed + "expired"},
 		{"the ticket itself as the state", auth.Ticket, good, failed + "expired"},
-		{"ticket of flow A", digest(scan.Ticket), good, failed + "expired"},
+		{"ticket of flow A", digest(scan.Ticket).String(), good, failed + "expired"},
 		{"no code", state, "", failed + "denied"},
 		{"declined", state, "authdeny", failed + "denied"},
 		{"made-up code", state, "made-up", failed + "expired"},
@@ -500,7 +500,7 @@ func TestCallback(t *testing.T) {
 	}
 
 	second := w.begin(t, "getauthqr")
-	if got := callback(digest(second.Ticket), good); got != failed+"used" {
+	if got := callback(digest(second.Ticket).String(), good); got != failed+"used" {
 		t.Errorf("a code used for another ticket: %s", got)
 	}
 }
@@ -839,14 +839,24 @@ func TestHostilePushes(t *testing.T) {
 }
 
 func TestSecurityHeaders(t *testing.T) {
-	header := newWorld(t).do("GET", "/static/wxscan.js", "").Header()
-	for name, want := range map[string]string{
-		"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
-			"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-		"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "same-origin", "Cache-Control": "no-cache",
+	const page = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
+		"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+	const data = "default-src 'none'; frame-ancestors 'none'"
+	w := newWorld(t)
+	for _, test := range []struct{ path, policy, cache string }{
+		{"/", page, "no-store"},
+		{"/static/html/loginsucceed.html", page, "no-cache"},
+		{"/wechat/checklogin", data, "no-store"},
+		{"/wechat/qr.png", data, "no-store"},
+		{"/nowhere", data, "no-store"},
 	} {
-		if got := header.Get(name); got != want {
-			t.Errorf("%s: %q, want %q", name, got, want)
+		header := w.do("GET", test.path, "").Header()
+		for name, want := range map[string]string{
+			"Content-Security-Policy": test.policy, "Cache-Control": test.cache, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin",
+		} {
+			if got := header.Get(name); got != want {
+				t.Errorf("%s: %s: %q, want %q", test.path, name, got, want)
+			}
 		}
 	}
 }
@@ -866,10 +876,10 @@ func TestDigestIsNoTicket(t *testing.T) {
 	for _, begin := range []string{"getloginqr", "getauthqr"} {
 		qr := w.begin(t, begin)
 		w.scan(qr.Ticket, "alice", "")
-		if got := w.check(t, digest(qr.Ticket), ""); got.Status != statusExpired || got.OpenID != "" {
+		if got := w.check(t, digest(qr.Ticket).String(), ""); got.Status != statusExpired || got.OpenID != "" {
 			t.Errorf("%s: who photographs the QR code can poll: %+v", begin, got)
 		}
-		if out := w.do("GET", "/wechat/qr.png?ticket="+digest(qr.Ticket), ""); out.Code != 404 {
+		if out := w.do("GET", "/wechat/qr.png?ticket="+digest(qr.Ticket).String(), ""); out.Code != 404 {
 			t.Errorf("%s: the digest's picture: %d", begin, out.Code)
 		}
 	}

@@ -98,7 +98,7 @@ func TestStepsOfALoginShareAnID(t *testing.T) {
 		synctest.Wait()
 		var steps []string
 		for line := range strings.Lines(w.logged.String()) {
-			if _, step, ok := strings.Cut(line, `msg="login `); ok && (strings.Contains(line, "login="+digest(qr.Ticket)[:8]) || strings.Contains(step, "flow=scan")) {
+			if _, step, ok := strings.Cut(line, `msg="login `); ok && (strings.Contains(line, "login="+digest(qr.Ticket).String()[:8]) || strings.Contains(step, "flow=scan")) {
 				steps = append(steps, step[:strings.Index(step, `"`)])
 			}
 		}

@@ -95,7 +95,7 @@ func TestREADMENamesTheFieldsThatAreAnswered(t *testing.T) {
 		must(t, err)
 		return string(text)
 	}
-	fields := named(t, read("handlers.go"), `json:"(\w+)`)
+	fields := named(t, read("handlers.go")+read("store.go"), `json:"(\w+)`)
 	literals := named(t, read("handlers.go")+read("store.go")+read("demo.go"), `"(\w+)"`)
 	forEachREADME(t, func(t *testing.T, text string) {
 		_, text, _ = strings.Cut(text, "| `GET /wechat/getloginqr` |")

@@ -54,9 +54,9 @@ const jwtHeader = `{"alg":"HS256","typ":"JWT"}`
 // the same token. id must be the login's own, and no secret.
 func (s *signer) sign(who login, at time.Time, id string) (string, error) {
 	claims, err := json.Marshal(session{
-		Issuer: s.issuer, Audience: audience(s.audience), OpenID: who.openID,
+		Issuer: s.issuer, Audience: audience(s.audience), OpenID: who.OpenID,
 		IssuedAt: at.Unix(), Expires: at.Add(s.ttl).Unix(), ID: id,
-		UnionID: who.unionID, Nickname: who.nickname, Avatar: who.avatar,
+		UnionID: who.UnionID, Nickname: who.Nickname, Avatar: who.Avatar,
 	})
 	signed := base64.RawURLEncoding.EncodeToString([]byte(jwtHeader)) + "." + base64.RawURLEncoding.EncodeToString(claims)
 	return signed + "." + base64.RawURLEncoding.EncodeToString(mac(s.secrets[0], signed)), err

@@ -38,13 +38,13 @@ func TestJWTKnownAnswer(t *testing.T) {
 func TestSessionIsReadBackUntilItExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := testSigner(secretA)
-		who := login{openID: "o1", unionID: "u1", nickname: nasty, avatar: "https://thirdwx.qlogo.cn/1"}
+		who := login{OpenID: "o1", UnionID: "u1", Nickname: nasty, Avatar: "https://thirdwx.qlogo.cn/1"}
 		token, err := s.sign(who, time.Now(), "id")
 		must(t, err)
 		time.Sleep(24*time.Hour - time.Second)
 		got, err := s.verify(token)
 		must(t, err)
-		want := session{Issuer: s.issuer, Audience: "wx1", OpenID: "o1", UnionID: "u1", Nickname: nasty, Avatar: who.avatar, ID: "id",
+		want := session{Issuer: s.issuer, Audience: "wx1", OpenID: "o1", UnionID: "u1", Nickname: nasty, Avatar: who.Avatar, ID: "id",
 			IssuedAt: time.Now().Add(time.Second - 24*time.Hour).Unix(), Expires: time.Now().Add(time.Second).Unix()}
 		if *got != want {
 			t.Errorf("%+v, want %+v", *got, want)
@@ -58,8 +58,8 @@ func TestSessionIsReadBackUntilItExpires(t *testing.T) {
 
 func TestSecretsCanBeChanged(t *testing.T) {
 	before, during, after := testSigner(secretA), testSigner(secretB, secretA), testSigner(secretB)
-	old, _ := before.sign(login{openID: "o"}, time.Now(), "1")
-	renewed, _ := during.sign(login{openID: "o"}, time.Now(), "2")
+	old, _ := before.sign(login{OpenID: "o"}, time.Now(), "1")
+	renewed, _ := during.sign(login{OpenID: "o"}, time.Now(), "2")
 	for name, test := range map[string]struct {
 		s     *signer
 		token string
@@ -126,7 +126,7 @@ func TestVerifyTakesNothingElse(t *testing.T) {
 // FuzzSession: only the token that we signed verifies.
 func FuzzSession(f *testing.F) {
 	s := testSigner(secretA)
-	token, _ := s.sign(login{openID: "o"}, time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC), "1") // the same in every process
+	token, _ := s.sign(login{OpenID: "o"}, time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC), "1") // the same in every process
 	f.Add(token)
 	f.Add("a.b.c")
 	f.Fuzz(func(t *testing.T, got string) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -26,11 +27,21 @@ var (
 	errCodeUsed       = errors.New("somebody has logged in already, or too many codes were tried")
 )
 
-// digest names a ticket without giving it away: the first 16 bytes of its
-// SHA-256, in hex. In flow B it is the OAuth state.
-func digest(ticket string) string {
+// A key names a ticket without giving it away: the first 16 bytes of its
+// SHA-256. In hex it is the OAuth state of flow B.
+type key [16]byte
+
+func digest(ticket string) key {
 	sum := sha256.Sum256([]byte(ticket))
-	return hex.EncodeToString(sum[:16])
+	return key(sum[:16])
+}
+
+func (k key) String() string { return hex.EncodeToString(k[:]) }
+
+// parseKey reads a key in hex. From what is none it makes the key of no ticket.
+func parseKey(text string) (k key) {
+	hex.Decode(k[:], []byte(text[:min(len(text), 2*len(k))]))
+	return k
 }
 
 // A flow is one of the two ways to log in. A ticket of one cannot be completed
@@ -53,66 +64,69 @@ const (
 	statusExpired  status = "expired" // also for a ticket that never was
 )
 
-// A login is who has scanned. All but openID may be empty.
+// A login is who has scanned.
 type login struct {
-	openID, unionID, nickname, avatar string
+	OpenID   string `json:"openid,omitzero"`
+	UnionID  string `json:"unionid,omitzero"`
+	Nickname string `json:"nickname,omitzero"`
+	Avatar   string `json:"avatar,omitzero"` // the URL of a picture
 }
 
-// A state is what a browser may know of its ticket.
+// A state is where a login stands.
 type state struct {
-	status  status
-	expires time.Time // end of the wait, or of the time to read the login
-	login   login     // set when status is done
+	status status
+	login  login       // of the statuses scanned and done
+	secret string      // of the status scanned: who has it may decide
+	at     time.Time   // when the login was done or declined
+	ends   moment      // of the time to read that; 0 while the ticket waits
+	told   atomic.Bool // the browser knows who has logged in
 }
 
-// A ticket is one browser's wait for a scan.
+var (
+	pending = &state{status: statusPending}
+	expired = &state{status: statusExpired}
+)
+
+// A moment is the time since the store was made: a third of a time.Time, and
+// quicker to look up.
+type moment = time.Duration
+
+// A ticket is one browser's wait for a scan. There can be very many, most of
+// which nobody ever scans: each byte counts.
 type ticket struct {
-	key      string // its digest
+	key      key
 	flow     flow
-	says     string    // flow A: what the QR code says; B's follows from key
-	deadline time.Time // end of the wait
+	says     string // flow A: what the QR code says; B's follows from key
+	asker    *asker // who asked for the ticket; nil unless logins are to be confirmed
+	deadline moment // end of the wait
 
-	result  atomic.Pointer[state] // nil until it is known who has logged in, or declined, then for good; set under store.mu
-	claim   atomic.Pointer[claim] // nil until somebody has scanned what is to be confirmed; set under store.mu
-	changed chan struct{}         // closed when the status changes; nil while nobody waits; guarded by store.mu
-	told    atomic.Bool           // the browser knows who has logged in
-	asker   *asker                // who asked for the ticket; nil unless logins are to be confirmed
-
-	outcomes map[string]*outcome // flow B: of each code tried so far, by digest; guarded by store.mu
-}
-
-// An outcome is how the exchange of a code has ended.
-type outcome struct {
-	done chan struct{} // closed by redeem, once err is set
-	err  error
-}
-
-// A claim is a login that waits to be confirmed by whoever has the secret.
-type claim struct {
-	login  login
-	secret string
+	state    atomic.Pointer[state] // set under store.mu
+	changed  chan struct{}         // closed when the state changes; nil while nobody waits; guarded by store.mu
+	outcomes map[key]func() error  // flow B: by each code tried so far; guarded by store.mu
+	next     *ticket               // in the store's line; guarded by store.mu
 }
 
 // A store holds the live tickets, in memory only.
 //
-// All tickets wait equally long, so a queue does instead of a timer for each
-// ticket: the sweeper wakes for the first in line and never looks at the rest.
+// All tickets wait equally long, so a line of them does instead of a timer for
+// each: the sweeper wakes for the first and never looks at the rest.
 type store struct {
 	ttl     time.Duration
 	max     int
-	confirm bool                         // a scan is only a claim
+	confirm bool                         // a scan must be confirmed
 	step    func(t *ticket, step string) // is told what happens to tickets, with mu held
-	tickets sync.Map                     // by digest, *ticket
+	start   time.Time                    // moments count from here
+	tickets sync.Map                     // by key, *ticket
 
-	mu      sync.Mutex  // guards the fields below, and what changes in a ticket
-	live    int         // entries in tickets
-	waiting []*ticket   // by deadline; those that are done meanwhile stay in line
-	sweeper *time.Timer // runs sweep at the first deadline, while any waits
+	mu          sync.Mutex  // guards the fields below, and what changes in a ticket
+	live        int         // entries in tickets
+	first, last *ticket     // by deadline; those that are done meanwhile stay in line
+	sweeper     *time.Timer // runs sweep at the first deadline, while any waits
 }
 
 // newStore returns a store of at most max tickets that each wait for ttl.
 func newStore(ttl time.Duration, max int) *store {
-	return &store{ttl: ttl, max: max, step: func(*ticket, string) {}}
+	return &store{ttl: ttl, max: max, start: time.Now(), step: func(*ticket, string) {}}
 }
 
 // close ends the sweeper: nothing is told any more.
@@ -136,83 +150,101 @@ func (s *store) count() int {
 // errTooManyTickets at the cap, and an error rather than give one ticket to two
 // browsers.
 func (s *store) begin(secret string, flow flow, says string, asker *asker) error {
+	t := &ticket{key: digest(secret), flow: flow, says: says, asker: asker}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.live >= s.max {
 		return errTooManyTickets
 	}
-	t := &ticket{key: digest(secret), flow: flow, says: says, asker: asker, deadline: time.Now().Add(s.ttl)}
+	t.deadline = time.Since(s.start) + s.ttl
+	t.state.Store(pending)
 	if _, loaded := s.tickets.LoadOrStore(t.key, t); loaded {
 		return errors.New("this ticket was issued before")
 	}
 	s.live++
-	if s.waiting = append(s.waiting, t); len(s.waiting) == 1 {
-		s.sweeper = time.AfterFunc(s.ttl, s.sweep)
+	if s.first == nil {
+		s.first, s.sweeper = t, time.AfterFunc(s.ttl, s.sweep)
+	} else {
+		s.last.next = t
 	}
+	s.last = t
 	s.step(t, "begun")
 	return nil
 }
 
 // find returns a live ticket: one that waits, or whose result can still be
-// read. Where there is none, ok is false and the ticket is one that has expired.
-func (s *store) find(key string) (t *ticket, ok bool) {
-	v, ok := s.tickets.Load(key)
-	if !ok {
-		return &ticket{key: key}, false
+// read; nil if there is none.
+func (s *store) find(key key) *ticket {
+	v, _ := s.tickets.Load(key)
+	t, _ := v.(*ticket)
+	if st, _ := s.look(t); st == expired {
+		return nil
 	}
-	t = v.(*ticket)
-	return t, t.state().status != statusExpired
+	return t
 }
 
-// complete logs somebody in, or makes a claim where that is to be confirmed. It
-// is true for the one call that did: the first while the ticket waits, through
-// the ticket's own flow. Any other changes nothing.
-func (s *store) complete(key string, flow flow, who login) bool {
-	t, ok := s.find(key)
-	if !ok || t.flow != flow {
-		return false
+// look returns how a ticket stands, and how long that can last, exact to the
+// nanosecond. No ticket has expired.
+func (s *store) look(t *ticket) (st *state, left time.Duration) {
+	if t == nil {
+		return expired, 0
 	}
+	st = t.state.Load()
+	left = cmp.Or(st.ends, t.deadline) - time.Since(s.start)
+	if left <= 0 {
+		return expired, 0
+	}
+	return st, left
+}
+
+// complete logs somebody in, or asks for a decision where that is to be
+// confirmed. It is true for the one call that did: the first while the ticket
+// waits, through the ticket's own flow. Any other changes nothing.
+func (s *store) complete(key key, flow flow, who login) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if t.state().status != statusPending {
+	t := s.find(key)
+	if st, _ := s.look(t); st != pending || t.flow != flow {
 		return false
 	}
 	s.step(t, "scanned")
 	if s.confirm {
-		t.claim.Store(&claim{who, rand.Text()})
-		s.tellLocked(t)
+		s.changeLocked(t, &state{status: statusScanned, login: who, secret: rand.Text()})
 	} else {
-		s.finishLocked(t, statusDone, who)
+		s.finishLocked(t, &state{status: statusDone, login: who})
 	}
 	return true
 }
 
-// decide ends a claim, once: with the login, or without. It is false if there is
-// none that waits, or the secret is not the claim's.
+// decide ends the wait for a decision, once: with the login, or without. It is
+// false if none is waited for, or the secret is another.
 func (s *store) decide(t *ticket, secret string, yes bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !t.holds(secret) {
+	if !s.holds(t, secret) {
 		return false
 	}
 	if yes {
 		s.step(t, "confirmed")
-		s.finishLocked(t, statusDone, t.claim.Load().login)
+		s.finishLocked(t, &state{status: statusDone, login: t.state.Load().login})
 	} else {
 		s.step(t, "declined")
-		s.finishLocked(t, statusDeclined, login{})
+		s.finishLocked(t, &state{status: statusDeclined})
 	}
 	return true
 }
 
-// holds tells whether the ticket has a claim with this secret that waits.
-func (t *ticket) holds(secret string) bool {
-	return t.state().status == statusScanned && subtle.ConstantTimeCompare([]byte(secret), []byte(t.claim.Load().secret)) == 1
+// holds tells whether a ticket waits for the decision of whoever has the secret.
+func (s *store) holds(t *ticket, secret string) bool {
+	st, _ := s.look(t)
+	return st.status == statusScanned && subtle.ConstantTimeCompare([]byte(secret), []byte(st.secret)) == 1
 }
 
-func (s *store) finishLocked(t *ticket, status status, who login) {
-	t.result.Store(&state{status, time.Now().Add(resultTTL), who})
-	s.tellLocked(t)
+// finishLocked gives a ticket its last state, for resultTTL.
+func (s *store) finishLocked(t *ticket, st *state) {
+	st.at = time.Now()
+	st.ends = st.at.Sub(s.start) + resultTTL
+	s.changeLocked(t, st)
 	time.AfterFunc(resultTTL, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -220,8 +252,9 @@ func (s *store) finishLocked(t *ticket, status status, who login) {
 	})
 }
 
-// tellLocked wakes who waits for the ticket.
-func (s *store) tellLocked(t *ticket) {
+// changeLocked gives a ticket its next state, and wakes who waits for that.
+func (s *store) changeLocked(t *ticket, st *state) {
+	t.state.Store(st)
 	if t.changed != nil {
 		close(t.changed)
 		t.changed = nil
@@ -234,101 +267,66 @@ func (s *store) tellLocked(t *ticket) {
 // returned, or errCodeUsed when somebody has logged in with another code, the
 // ticket expired meanwhile, or maxCodes have been tried.
 func (s *store) redeem(t *ticket, code string, exchange func() (login, error)) error {
-	key := digest(code)
 	s.mu.Lock()
-	o, seen := t.outcomes[key]
+	outcome, seen := t.outcomes[digest(code)]
 	if !seen {
-		if t.state().status != statusPending || len(t.outcomes) == maxCodes {
+		if st, _ := s.look(t); st != pending || len(t.outcomes) == maxCodes {
 			s.mu.Unlock()
 			return errCodeUsed
 		}
+		outcome = sync.OnceValue(func() error {
+			who, err := exchange()
+			if err == nil && !s.complete(t.key, flowAuth, who) {
+				err = errCodeUsed
+			}
+			return err
+		})
 		if t.outcomes == nil {
-			t.outcomes = make(map[string]*outcome)
+			t.outcomes = make(map[key]func() error)
 		}
-		o = &outcome{done: make(chan struct{}), err: errCodeUsed}
-		t.outcomes[key] = o
+		t.outcomes[digest(code)] = outcome
 	}
 	s.mu.Unlock()
-	if seen {
-		<-o.done // exchange bounds its time
-		return o.err
-	}
-	defer close(o.done)
-	who, err := exchange()
-	if err == nil && !s.complete(t.key, flowAuth, who) {
-		err = errCodeUsed
-	}
-	o.err = err
-	return err
+	return outcome()
 }
 
-// wait returns the state of a ticket once its status is not seen, after d, or
-// when ctx ends, whichever is first. An empty seen is the status of now; with
-// d ≤ 0 it asks without waiting.
-func (s *store) wait(ctx context.Context, key string, seen status, d time.Duration) state {
-	t, _ := s.find(key)
-	if d <= 0 {
-		return t.state()
+// wait returns once the status of a ticket is not seen, after d, or when ctx
+// ends, whichever is first. An empty seen is the status of now.
+func (s *store) wait(ctx context.Context, t *ticket, seen status, d time.Duration) {
+	s.mu.Lock()
+	st, left := s.look(t)
+	if left <= 0 || st.ends != 0 || seen != "" && seen != st.status {
+		s.mu.Unlock()
+		return
 	}
-	st, changed := s.look(t)
-	if changed == nil || seen != "" && seen != st.status {
-		return st
+	if t.changed == nil {
+		t.changed = make(chan struct{})
 	}
-	timer := time.NewTimer(min(d, time.Until(t.deadline)))
+	changed := t.changed
+	s.mu.Unlock()
+	timer := time.NewTimer(min(d, left))
 	defer timer.Stop()
 	select {
 	case <-changed:
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	return t.state()
-}
-
-// look returns the state of a ticket, and a channel that is closed when its
-// status changes; nil if that is for good.
-func (s *store) look(t *ticket) (state, <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st := t.state()
-	if st.status != statusPending && st.status != statusScanned {
-		return st, nil
-	}
-	if t.changed == nil {
-		t.changed = make(chan struct{})
-	}
-	return st, t.changed
-}
-
-// state returns how the ticket stands now, exact to the nanosecond.
-func (t *ticket) state() state {
-	st := state{status: statusPending, expires: t.deadline}
-	if t.claim.Load() != nil {
-		st.status = statusScanned
-	}
-	if result := t.result.Load(); result != nil {
-		st = *result
-	}
-	if !time.Now().Before(st.expires) {
-		return state{status: statusExpired}
-	}
-	return st
 }
 
 // sweep forgets the tickets that nobody has scanned in time.
 func (s *store) sweep() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.waiting) > 0 {
-		t := s.waiting[0]
-		if left := time.Until(t.deadline); left > 0 {
+	for t := s.first; t != nil; t = s.first {
+		if left := t.deadline - time.Since(s.start); left > 0 {
 			s.sweeper.Reset(left)
 			return
 		}
-		if t.result.Load() == nil {
+		if t.state.Load().ends == 0 {
 			s.step(t, "expired")
 			s.forgetLocked(t)
 		}
-		s.waiting[0], s.waiting = nil, s.waiting[1:]
+		s.first, t.next = t.next, nil
 	}
 }
 

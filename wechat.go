@@ -208,14 +208,14 @@ func (c *wechat) exchangeCode(ctx context.Context, code string) (login, error) {
 	case got.OpenID == "":
 		return login{}, fmt.Errorf("%w: no openid", errUnreachable)
 	}
-	who := login{openID: got.OpenID, unionID: got.UnionID}
+	who := login{OpenID: got.OpenID, UnionID: got.UnionID}
 	if c.config.scope == "snsapi_userinfo" { // 拉取用户信息
 		got, err := c.call(ctx, "/sns/userinfo", url.Values{
-			"access_token": {got.AccessToken}, "openid": {who.openID}, "lang": {"zh_CN"}}, nil)
+			"access_token": {got.AccessToken}, "openid": {who.OpenID}, "lang": {"zh_CN"}}, nil)
 		if err != nil { // who it is stands; the profile only adorns it
 			c.log.Warn("login without a profile", "err", err, "hint", hint(err))
 		}
-		who.nickname, who.avatar, who.unionID = got.Nickname, got.HeadImgURL, cmp.Or(got.UnionID, who.unionID)
+		who.Nickname, who.Avatar, who.UnionID = got.Nickname, got.HeadImgURL, cmp.Or(got.UnionID, who.UnionID)
 	}
 	return who, nil
 }

@@ -403,7 +403,7 @@ func (w *world) bearFault(t *testing.T, path string, fault http.HandlerFunc, wan
 	for i := range 3 {
 		start := time.Now()
 		if strings.HasPrefix(path, "/sns/") {
-			out := w.do("GET", "/wechat/accessusercode?code="+strconv.Itoa(i)+"&state="+digest(auth.Ticket), "")
+			out := w.do("GET", "/wechat/accessusercode?code="+strconv.Itoa(i)+"&state="+digest(auth.Ticket).String(), "")
 			if !strings.HasSuffix(out.Header().Get("Location"), "reason=unavailable") {
 				t.Errorf("callback: %s", out.Header().Get("Location"))
 			}
