@@ -15,17 +15,21 @@ type asker struct {
 	address string
 }
 
-// describe returns the asker behind a request, by its User-Agent.
-func describe(r *http.Request, address string) *asker {
-	agent := r.UserAgent()
+// asker returns who makes a request, by its User-Agent and address; nil if
+// nobody is to be told.
+func (s *server) asker(r *http.Request) *asker {
+	if !s.config.confirm {
+		return nil
+	}
 	first := func(names ...string) string { // pairs: what the agent says, what it means
 		for i := 0; i < len(names); i += 2 {
-			if strings.Contains(agent, names[i]) {
+			if strings.Contains(r.UserAgent(), names[i]) {
 				return names[i+1]
 			}
 		}
 		return "?"
 	}
+	address, _ := client(r, s.config.trusted)
 	return &asker{address: address,
 		browser: first("MicroMessenger", "WeChat", "Edg", "Edge", "OPR/", "Opera", "Firefox", "Firefox", "Chrome", "Chrome", "Safari", "Safari", "curl", "curl") + ", " +
 			first("Android", "Android", "iPhone", "iPhone", "iPad", "iPad", "Windows", "Windows", "Mac OS", "macOS", "CrOS", "ChromeOS", "Linux", "Linux")}

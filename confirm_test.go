@@ -206,7 +206,7 @@ func TestDescribe(t *testing.T) {
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("User-Agent", agent)
-		if got := describe(r, "").browser; got != want {
+		if got := (&server{config: config{confirm: true}}).asker(r).browser; got != want {
 			t.Errorf("%.40q: %q, want %q", agent, got, want)
 		}
 	}

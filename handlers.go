@@ -15,7 +15,6 @@ import (
 	"maps"
 	"math"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -76,20 +75,6 @@ func newServer(config config, log *slog.Logger) *server {
 	return s
 }
 
-// step logs and counts a step of a login, by a short id of its ticket's digest
-// that ties the steps of one login together.
-func (s *server) step(t *ticket, step string) {
-	if s.talk.pass(step) == 0 {
-		s.log.Info("login "+step, "login", t.key.String()[:8], "flow", t.flow)
-	}
-	switch step {
-	case "begun":
-		s.metrics.count("wxscan_tickets_total{flow=%q}", t.flow)
-	case "done", "declined", "expired":
-		s.metrics.count("wxscan_logins_total{flow=%q,outcome=%q}", t.flow, step)
-	}
-}
-
 // routes is the whole URL surface.
 func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
@@ -106,10 +91,8 @@ func (s *server) routes() http.Handler {
 	handle("POST /wechat/message/{$}", s.receive)
 	handle("GET /wechat/getloginqr", s.limited(s.beginScan))
 	handle("GET /wechat/getauthqr", s.limited(s.beginAuth))
-	handle("GET /wechat/qr.png", s.draw("image/png", qrPNG))
-	handle("GET /wechat/qr.txt", func(w http.ResponseWriter, r *http.Request) error {
-		return s.draw(plainText, qrText(r.URL.Query().Get("invert") == "1"))(w, r)
-	})
+	handle("GET /wechat/qr.png", s.draw)
+	handle("GET /wechat/qr.txt", s.draw)
 	handle("GET /wechat/checklogin", s.poll)
 	handle("GET /wechat/accessusercode", s.callback)
 	handle("GET /wechat/confirm", s.askPhone)
@@ -297,23 +280,24 @@ func (s *server) beginScan(w http.ResponseWriter, r *http.Request) error {
 		return errTooManyTickets // before a call is wasted on it
 	}
 	ticket, says, err := s.wechat.createQR(r.Context(), rand.Text(), s.config.ttl)
-	if err == nil {
-		err = s.tickets.begin(ticket, flowScan, says, s.asker(r))
-	}
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, qrAnswer{ticket, s.wechat.qrImageURL(ticket), says, int(s.config.ttl.Seconds())})
+	return s.begin(w, r, flowScan, ticket, says, s.wechat.qrImageURL(ticket))
 }
 
 // beginAuth begins flow B. It asks nothing of WeChat.
 func (s *server) beginAuth(w http.ResponseWriter, r *http.Request) error {
 	ticket := rand.Text()
-	if err := s.tickets.begin(ticket, flowAuth, "", s.asker(r)); err != nil {
+	return s.begin(w, r, flowAuth, ticket, "", s.config.publicURL+"/wechat/qr.png?ticket="+ticket)
+}
+
+// begin gives a browser its ticket.
+func (s *server) begin(w http.ResponseWriter, r *http.Request, flow flow, ticket, says, picture string) error {
+	if err := s.tickets.begin(ticket, flow, says, s.asker(r)); err != nil {
 		return err
 	}
-	picture := s.config.publicURL + "/wechat/qr.png?ticket=" + url.QueryEscape(ticket)
-	says, _ := s.says(ticket)
+	says, _ = s.says(ticket)
 	return writeJSON(w, http.StatusOK, qrAnswer{ticket, picture, says, int(s.config.ttl.Seconds())})
 }
 
@@ -330,28 +314,22 @@ func (s *server) says(ticket string) (text string, ok bool) {
 	return s.wechat.authorizeURL(s.config.publicURL+"/wechat/accessusercode", t.key.String()), true
 }
 
-// draw returns the handler that shows the QR code of a live ticket.
-func (s *server) draw(contentType string, draw func(text string) ([]byte, error)) func(http.ResponseWriter, *http.Request) error {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		says, ok := s.says(r.URL.Query().Get("ticket"))
-		if !ok {
-			return errNothingHere
-		}
-		picture, err := draw(says)
-		if err != nil {
-			return err
-		}
-		return write(w, http.StatusOK, contentType, picture)
+// draw shows the QR code of a live ticket, as a picture or as text.
+func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
+	query := r.URL.Query()
+	says, ok := s.says(query.Get("ticket"))
+	if !ok {
+		return errNothingHere
 	}
-}
-
-// asker returns who asks for a ticket, if that is to be told to the phone.
-func (s *server) asker(r *http.Request) *asker {
-	if !s.config.confirm {
-		return nil
+	contentType, draw := "image/png", qrPNG
+	if strings.HasSuffix(r.URL.Path, ".txt") {
+		contentType, draw = plainText, qrText(query.Get("invert") == "1")
 	}
-	address, _ := client(r, s.config.trusted)
-	return describe(r, address)
+	picture, err := draw(says)
+	if err != nil {
+		return err
+	}
+	return write(w, http.StatusOK, contentType, picture)
 }
 
 // poll tells where a login stands: at once, or with wait=S as soon as there is

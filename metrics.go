@@ -43,6 +43,20 @@ func (m *metrics) tell(after time.Duration) {
 	m.told += after
 }
 
+// step logs and counts a step of a login, by a short id of its ticket's digest
+// that ties the steps of one login together.
+func (s *server) step(t *ticket, step string) {
+	if s.talk.pass(step) == 0 {
+		s.log.Info("login "+step, "login", t.key.String()[:8], "flow", t.flow)
+	}
+	switch step {
+	case "begun":
+		s.metrics.count("wxscan_tickets_total{flow=%q}", t.flow)
+	case "done", "declined", "expired":
+		s.metrics.count("wxscan_logins_total{flow=%q,outcome=%q}", t.flow, step)
+	}
+}
+
 // show answers with all metrics: to loopback, or to who has METRICS_TOKEN.
 func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
 	_, foreign := client(r, s.config.trusted)
