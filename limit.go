@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/sha256"
 	"maps"
-	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -31,11 +30,10 @@ func newMemory[V any](max int) memory[V] {
 
 // get returns a value that is not due yet.
 func (m *memory[V]) get(key string) (v V, ok bool) {
-	e, ok := m.entries[key]
-	if !ok || !time.Now().Before(e.due) {
-		return v, false
+	if e := m.entries[key]; time.Now().Before(e.due) {
+		return e.value, true
 	}
-	return e.value, true
+	return v, false
 }
 
 // put looks through the whole memory only when it has doubled since the last
@@ -45,12 +43,7 @@ func (m *memory[V]) put(key string, v V, life time.Duration) {
 	if _, known := m.entries[key]; !known && len(m.entries) >= min(m.prune, m.max) {
 		maps.DeleteFunc(m.entries, func(_ string, e dueValue[V]) bool { return !now.Before(e.due) })
 		if len(m.entries) >= m.max {
-			for other := range m.entries {
-				delete(m.entries, other)
-				if len(m.entries) < m.max-m.max/10 {
-					break
-				}
-			}
+			maps.DeleteFunc(m.entries, func(string, dueValue[V]) bool { return len(m.entries) >= m.max-m.max/10 })
 		}
 		m.prune = max(1000, 2*len(m.entries))
 	}
@@ -93,29 +86,25 @@ func (l *limiter) pass(key string) time.Duration {
 
 // client returns who asks, for a limiter: an IPv4 address, or the /64 of an IPv6
 // address, since that much is one customer's. Behind loopback (nginx, an ngrok
-// agent), a Unix socket and the trusted proxies it is the last hop of X-Forwarded-For that is
-// none of these. ok is false for a local peer that forwards for nobody.
+// agent), a Unix socket and the trusted proxies it is the last hop of
+// X-Forwarded-For that is none of these. ok is false for a local peer that
+// forwards for nobody.
 func client(r *http.Request, trusted []netip.Prefix) (key string, ok bool) {
-	isProxy := func(addr netip.Addr) bool {
-		return !addr.IsValid() || addr.IsLoopback() || slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(addr) })
-	}
-	host, _, _ := net.SplitHostPort(r.RemoteAddr)
-	addr, _ := netip.ParseAddr(host)
-	addr = addr.Unmap().WithZone("")
-	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-	for isProxy(addr) && len(hops) > 0 {
-		text := strings.TrimSpace(hops[len(hops)-1])
-		hop, err := netip.ParseAddr(text)
-		if withPort, portErr := netip.ParseAddrPort(text); portErr == nil {
-			hop, err = withPort.Addr(), nil
-		}
-		if err != nil && text != "" {
-			return "unknown", true
-		}
-		if err != nil {
+	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
+	addr := peer.Addr().Unmap().WithZone("")
+	for _, hop := range slices.Backward(strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")) {
+		isProxy := !addr.IsValid() || addr.IsLoopback() || slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(addr) })
+		if hop = strings.TrimSpace(hop); hop == "" || !isProxy {
 			break
 		}
-		addr, hops = hop.Unmap().WithZone(""), hops[:len(hops)-1]
+		withPort, err := netip.ParseAddrPort(hop)
+		if addr = withPort.Addr(); err != nil {
+			addr, err = netip.ParseAddr(hop)
+		}
+		if err != nil {
+			return "unknown", true
+		}
+		addr = addr.Unmap().WithZone("")
 	}
 	if addr.Is6() && !addr.IsLoopback() {
 		prefix, _ := addr.Prefix(64)

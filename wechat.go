@@ -97,31 +97,12 @@ func (c *wechat) tokenAge() time.Duration {
 	return time.Since(c.token.fetched)
 }
 
-// renew runs a fetch to its end.
+// renew runs a fetch to its end. It asks for the stable token (稳定版接口调用凭据),
+// which many programs can share; where that is not offered, for the plain one,
+// each of which ends the former.
 func (c *wechat) renew(f *fetch) {
 	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 	defer cancel()
-	token, life, err := c.fetchToken(ctx)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := time.Now()
-	if err != nil {
-		f.err, f.again = err, now.Add(holdOff)
-		if c.token != nil && now.Before(c.token.expires) { // else who waits for f logs it
-			c.log.Warn("renewing the access token", "err", err, "hint", hint(err))
-		}
-	} else {
-		f.token, f.fetched, f.expires = token, now, now.Add(life)
-		f.again = f.expires.Add(-min(300*time.Second, life/3))
-		c.token = f
-	}
-	close(f.done)
-}
-
-// fetchToken asks for an access token, and returns how long it lives. It asks
-// for the stable one (稳定版接口调用凭据), which many programs can share; where
-// that is not offered, for the plain one, each of which ends the former.
-func (c *wechat) fetchToken(ctx context.Context) (string, time.Duration, error) {
 	got, err := c.call(ctx, "/cgi-bin/stable_token", nil, object{
 		"grant_type": "client_credential", "appid": c.config.appID, "secret": c.config.appSecret, "force_refresh": false})
 	if errors.Is(err, errNoSuchCall) || errors.Is(err, errRefused) && hint(err) == "" {
@@ -133,7 +114,21 @@ func (c *wechat) fetchToken(ctx context.Context) (string, time.Duration, error) 
 	}
 	// Lives are 300 to 7200 seconds. To believe in less could mean a fetch for
 	// every call; a token that ends early is refused, and renewed then.
-	return got.AccessToken, time.Duration(min(max(got.ExpiresIn, 60), 7200)) * time.Second, err
+	life := time.Duration(min(max(got.ExpiresIn, 60), 7200)) * time.Second
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if err != nil {
+		f.err, f.again = err, now.Add(holdOff)
+		if c.token != nil && now.Before(c.token.expires) { // else who waits for f logs it
+			c.log.Warn("renewing the access token", "err", err, "hint", hint(err))
+		}
+	} else {
+		f.token, f.fetched, f.expires = got.AccessToken, now, now.Add(life)
+		f.again = f.expires.Add(-min(300*time.Second, life/3))
+		c.token = f
+	}
+	close(f.done)
 }
 
 // dropToken makes the next caller fetch a token, if the refused one is still
@@ -142,24 +137,23 @@ func (c *wechat) fetchToken(ctx context.Context) (string, time.Duration, error) 
 func (c *wechat) dropToken(refused string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.token == nil || c.token.token != refused {
+	switch {
+	case c.token == nil || c.token.token != refused:
 		return true
-	}
-	if time.Since(c.dropped) < holdOff {
+	case time.Since(c.dropped) < holdOff:
 		return false
-	}
-	c.dropped = time.Now()
-	if c.latest == c.token {
+	case c.latest == c.token:
 		c.latest = nil
 	}
-	c.token = nil
+	c.token, c.dropped = nil, time.Now()
 	return true
 }
 
 // createQR makes a parametric QR code (生成带参数的二维码) that lives for ttl. It
 // returns its ticket and what it says. A refused access token is renewed once.
+// A browser that leaves, or our shutdown, does not stop it.
 func (c *wechat) createQR(ctx context.Context, scene string, ttl time.Duration) (ticket, says string, err error) {
-	ctx, cancel := requestContext(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	for try := 1; ; try++ {
 		token, err := c.accessToken(ctx)
@@ -194,9 +188,10 @@ func (c *wechat) authorizeURL(redirectURI, state string) string {
 }
 
 // exchangeCode returns who is behind an OAuth code (通过code换取网页授权access_token),
-// errSnapshot for a virtual user. A code is good for one exchange.
+// errSnapshot for a virtual user. A code is good for one exchange: a browser
+// that leaves, or our shutdown, must not spoil it.
 func (c *wechat) exchangeCode(ctx context.Context, code string) (login, error) {
-	ctx, cancel := requestContext(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	got, err := c.call(ctx, "/sns/oauth2/access_token", url.Values{
 		"appid": {c.config.appID}, "secret": {c.config.appSecret}, "code": {code}, "grant_type": {"authorization_code"}}, nil)
@@ -214,16 +209,11 @@ func (c *wechat) exchangeCode(ctx context.Context, code string) (login, error) {
 			"access_token": {got.AccessToken}, "openid": {who.OpenID}, "lang": {"zh_CN"}}, nil)
 		if err != nil { // who it is stands; the profile only adorns it
 			c.log.Warn("login without a profile", "err", err, "hint", hint(err))
+			return who, nil
 		}
 		who.Nickname, who.Avatar, who.UnionID = got.Nickname, got.HeadImgURL, cmp.Or(got.UnionID, who.UnionID)
 	}
 	return who, nil
-}
-
-// requestContext bounds what one request of ours asks of WeChat. It outlives
-// the request: a browser that leaves, or our shutdown, must not spoil a code.
-func requestContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 }
 
 type object = map[string]any
@@ -247,72 +237,65 @@ type answer struct {
 // is nil. Its error is an *apiError, errTimeout or errUnreachable, and free of
 // the URL. Where WeChat is busy, it asks up to three times, but never twice
 // under /sns/, where codes are spent.
-func (c *wechat) call(ctx context.Context, path string, query url.Values, body any) (answer, error) {
+func (c *wechat) call(ctx context.Context, path string, query url.Values, body object) (answer, error) {
 	for try := 1; ; try++ {
-		var got answer
-		data, err := c.roundTrip(ctx, c.config.apiBase+path+"?"+query.Encode(), body)
-		if err == nil {
-			err = json.Unmarshal(data, &got)
-		}
+		got, err := c.roundTrip(ctx, path+"?"+query.Encode(), body)
 		netErr, _ := errors.AsType[net.Error](err)
+		result := "ok"
 		switch {
 		case netErr != nil && netErr.Timeout():
-			c.called(path, "timeout")
-			return answer{}, fmt.Errorf("%s: %w", path, errTimeout)
+			result, err = "timeout", fmt.Errorf("%s: %w", path, errTimeout)
 		case err != nil:
-			c.called(path, "unreachable")
-			return answer{}, fmt.Errorf("%s: %w: %w", path, errUnreachable, err)
-		case got.ErrCode == 0:
-			c.called(path, "ok")
-			return got, nil
+			result, err = "unreachable", fmt.Errorf("%s: %w: %w", path, errUnreachable, err)
+		case got.ErrCode != 0:
+			result, err = "refused", &apiError{path, got.ErrCode, got.ErrMsg}
 		}
-		c.called(path, "refused")
-		refused := &apiError{path, got.ErrCode, got.ErrMsg}
-		if hint(refused) != hintBusy || try == 3 || strings.HasPrefix(path, "/sns/") {
-			return answer{}, refused
+		c.called(path, result)
+		if hint(err) != hintBusy || try == 3 || strings.HasPrefix(path, "/sns/") {
+			return got, err
 		}
 		select {
 		case <-time.After(busyPause):
 		case <-ctx.Done():
-			return answer{}, refused
+			return got, err
 		}
 	}
 }
 
-// roundTrip returns the body of an answer with status 200. The Content-Type is
-// not looked at: WeChat sends JSON as text/plain.
-func (c *wechat) roundTrip(ctx context.Context, target string, body any) ([]byte, error) {
+// roundTrip returns an answer with status 200. The Content-Type is not looked
+// at: WeChat sends JSON as text/plain.
+func (c *wechat) roundTrip(ctx context.Context, target string, body object) (got answer, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	method, payload := http.MethodGet, []byte(nil)
 	if body != nil {
 		method = http.MethodPost
-		var err error
-		if payload, err = json.Marshal(body); err != nil {
-			return nil, err
-		}
+		payload, _ = json.Marshal(body) // ours: nothing in it can fail
 	}
-	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(payload))
-	if err != nil {
-		return nil, withoutURL(err)
+	var resp *http.Response
+	req, err := http.NewRequestWithContext(ctx, method, c.config.apiBase+target, bytes.NewReader(payload))
+	if err == nil {
+		resp, err = c.client.Do(req)
 	}
-	resp, err := c.client.Do(req)
 	if err != nil {
-		return nil, withoutURL(err)
+		return got, withoutURL(err)
 	}
 	defer resp.Body.Close()
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotFound:
-		return nil, errNoSuchCall
+		return got, errNoSuchCall
 	default:
-		return nil, fmt.Errorf("HTTP %d", resp.StatusCode)
+		return got, fmt.Errorf("HTTP %d", resp.StatusCode)
 	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	if len(data) > maxAnswer {
-		return nil, errors.New("the answer is too large")
+	switch {
+	case len(data) > maxAnswer:
+		err = errors.New("the answer is too large")
+	case err == nil:
+		err = json.Unmarshal(data, &got)
 	}
-	return data, err
+	return got, err
 }
 
 // withoutURL strips an error of the URL that it holds, and so of secrets. Where
@@ -382,14 +365,10 @@ func hint(err error) string {
 
 // An event is a push of WeChat's (接收事件推送), as far as we use it.
 type event struct {
-	XMLName      xml.Name `xml:"xml"`
-	ToUserName   string   // the account
-	FromUserName string   // the openid
-	MsgType      string
-	Event        string
-	EventKey     string
-	Ticket       string
-	Encrypt      string // in safe mode (消息加解密), the one field that counts
+	XMLName                          xml.Name `xml:"xml"`
+	ToUserName, FromUserName         string   // the account, the openid
+	MsgType, Event, EventKey, Ticket string
+	Encrypt                          string // in safe mode (消息加解密), the one field that counts
 }
 
 // scan tells whether the event is the scan of a parametric QR code, by a
@@ -412,21 +391,14 @@ func decodeXML(data []byte, v any) error {
 	return nil
 }
 
-// cdata is a string that WeChat wants in a CDATA section.
-type cdata struct {
-	Text string `xml:",cdata"`
+// cdata returns text as a CDATA section, which is how WeChat wants it.
+func cdata(text string) string {
+	return "<![CDATA[" + strings.ReplaceAll(text, "]]>", "]]]]><![CDATA[>") + "]]>"
 }
 
 // textReply returns the passive reply (被动回复用户消息) that shows text to the
 // sender of an event.
-func textReply(to *event, now time.Time, text string) ([]byte, error) {
-	return xml.Marshal(struct {
-		XMLName                  xml.Name `xml:"xml"`
-		ToUserName, FromUserName cdata
-		CreateTime               int64 // Unix seconds
-		MsgType, Content         cdata
-	}{
-		ToUserName: cdata{to.FromUserName}, FromUserName: cdata{to.ToUserName},
-		CreateTime: now.Unix(), MsgType: cdata{"text"}, Content: cdata{text},
-	})
+func textReply(to *event, now time.Time, text string) []byte {
+	return fmt.Appendf(nil, "<xml><ToUserName>%s</ToUserName><FromUserName>%s</FromUserName><CreateTime>%d</CreateTime>"+
+		"<MsgType><![CDATA[text]]></MsgType><Content>%s</Content></xml>", cdata(to.FromUserName), cdata(to.ToUserName), now.Unix(), cdata(text))
 }
