@@ -278,9 +278,11 @@ func sign(args []string, getenv func(string) string, stdout io.Writer) error {
 	if *ticket == "" {
 		return nil
 	}
-	query, push := c.signedPush(*openID, *event, eventKey, *ticket)
-	fmt.Fprintf(stdout, "curl -sS -w '\\n' %s -H 'Content-Type: text/xml' --data-binary %s\n", quote(c.interfaceURL()+"?"+query.Encode()), quote(string(push)))
-	return nil
+	query, push, err := c.signedPush(*openID, *event, eventKey, *ticket)
+	if err == nil {
+		fmt.Fprintf(stdout, "curl -sS -w '\\n' %s -H 'Content-Type: text/xml' --data-binary %s\n", quote(c.interfaceURL()+"?"+query.Encode()), quote(string(push)))
+	}
+	return err
 }
 
 // version prints the version that go build took from git.

@@ -329,10 +329,16 @@ func (c *config) signedQuery() url.Values {
 
 // signedPush returns an event as WeChat pushes it: its query and its body,
 // signed, and sealed if there is a key.
-func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values, []byte) {
-	message := fmt.Appendf(nil, "<xml><ToUserName><![CDATA[gh_0123456789ab]]></ToUserName><FromUserName>%s</FromUserName><CreateTime>%d</CreateTime>"+
-		"<MsgType><![CDATA[event]]></MsgType><Event>%s</Event><EventKey>%s</EventKey><Ticket>%s</Ticket></xml>",
-		cdata(openID), time.Now().Unix(), cdata(event), cdata(eventKey), cdata(ticket))
+func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values, []byte, error) {
+	message, err := xml.Marshal(struct {
+		XMLName                          xml.Name `xml:"xml"`
+		ToUserName, FromUserName         cdata
+		CreateTime                       int64
+		MsgType, Event, EventKey, Ticket cdata
+	}{
+		ToUserName: cdata{"gh_0123456789ab"}, FromUserName: cdata{openID}, CreateTime: time.Now().Unix(),
+		MsgType: cdata{"event"}, Event: cdata{event}, EventKey: cdata{eventKey}, Ticket: cdata{ticket},
+	})
 	query := c.signedQuery()
 	if c.aesKey != nil {
 		encrypt := c.aesKey.seal([]byte(rand.Text()[:16]), message, c.appID)
@@ -340,17 +346,17 @@ func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values,
 		query.Set("msg_signature", signature(c.token, query.Get("timestamp"), query.Get("nonce"), encrypt))
 		message = fmt.Appendf(nil, "<xml><ToUserName>gh_0123456789ab</ToUserName><Encrypt>%s</Encrypt></xml>", encrypt)
 	}
-	return query, message
+	return query, message, err
 }
 
 // push sends an event to the account's server, three times if it is not
 // answered. It returns what the user sees.
 func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string) (string, error) {
-	query, message := d.config.signedPush(openID, event, eventKey, ticket)
+	query, message, err := d.config.signedPush(openID, event, eventKey, ticket)
 	key := d.config.aesKey
 	var status int
 	var body []byte
-	for try := 1; try <= 3 && status == 0; try++ {
+	for try := 1; try <= 3 && err == nil && status == 0; try++ {
 		if resp, answer, _ := d.send(ctx, http.MethodPost, "/wechat/message?"+query.Encode(), message); resp != nil {
 			status, body = resp.StatusCode, answer
 		}
@@ -369,8 +375,7 @@ func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string)
 	case !verify(reply.MsgSignature, d.config.token, reply.TimeStamp, reply.Nonce, reply.Encrypt):
 		return "", errSignature
 	}
-	body, err := key.open(reply.Encrypt, d.config.appID)
-	if err == nil {
+	if body, err = key.open(reply.Encrypt, d.config.appID); err == nil {
 		err = decodeXML(body, &reply)
 	}
 	return reply.Content, err

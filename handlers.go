@@ -208,7 +208,10 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 		text = "有人请求以您的身份登录 %[1]s（%[2]s）。<a href=\"%[3]s\">查看并确认</a>。如非本人操作，请勿理会。\n" +
 			"Somebody asks to log in to %[1]s as you (%[2]s Beijing time). <a href=\"%[3]s\">Look and confirm</a>; if it is not you, do nothing."
 	}
-	reply := textReply(push, now, fmt.Sprintf(text, site(s.config.publicURL).Host, now.In(beijing).Format("15:04"), confirm))
+	reply, err := textReply(push, now, fmt.Sprintf(text, site(s.config.publicURL).Host, now.In(beijing).Format("15:04"), confirm))
+	if err != nil {
+		return err
+	}
 	if key := s.config.aesKey; key != nil {
 		timestamp, nonce := strconv.FormatInt(now.Unix(), 10), rand.Text()
 		random := make([]byte, 16)

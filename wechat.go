@@ -151,7 +151,8 @@ func (c *wechat) dropToken(refused string) bool {
 
 // createQR makes a parametric QR code (生成带参数的二维码) that lives for ttl. It
 // returns its ticket and what it says. A refused access token is renewed once.
-// A browser that leaves, or our shutdown, does not stop it.
+// Like exchangeCode, it outlives the request that asks for it: a browser that
+// leaves, or our shutdown, must not spoil a code.
 func (c *wechat) createQR(ctx context.Context, scene string, ttl time.Duration) (ticket, says string, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
@@ -188,8 +189,7 @@ func (c *wechat) authorizeURL(redirectURI, state string) string {
 }
 
 // exchangeCode returns who is behind an OAuth code (通过code换取网页授权access_token),
-// errSnapshot for a virtual user. A code is good for one exchange: a browser
-// that leaves, or our shutdown, must not spoil it.
+// errSnapshot for a virtual user. A code is good for one exchange.
 func (c *wechat) exchangeCode(ctx context.Context, code string) (login, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
@@ -365,10 +365,14 @@ func hint(err error) string {
 
 // An event is a push of WeChat's (接收事件推送), as far as we use it.
 type event struct {
-	XMLName                          xml.Name `xml:"xml"`
-	ToUserName, FromUserName         string   // the account, the openid
-	MsgType, Event, EventKey, Ticket string
-	Encrypt                          string // in safe mode (消息加解密), the one field that counts
+	XMLName      xml.Name `xml:"xml"`
+	ToUserName   string   // the account
+	FromUserName string   // the openid
+	MsgType      string
+	Event        string
+	EventKey     string
+	Ticket       string
+	Encrypt      string // in safe mode (消息加解密), the one field that counts
 }
 
 // scan tells whether the event is the scan of a parametric QR code, by a
@@ -391,14 +395,21 @@ func decodeXML(data []byte, v any) error {
 	return nil
 }
 
-// cdata returns text as a CDATA section, which is how WeChat wants it.
-func cdata(text string) string {
-	return "<![CDATA[" + strings.ReplaceAll(text, "]]>", "]]]]><![CDATA[>") + "]]>"
+// cdata is a string that WeChat wants in a CDATA section.
+type cdata struct {
+	Text string `xml:",cdata"`
 }
 
 // textReply returns the passive reply (被动回复用户消息) that shows text to the
 // sender of an event.
-func textReply(to *event, now time.Time, text string) []byte {
-	return fmt.Appendf(nil, "<xml><ToUserName>%s</ToUserName><FromUserName>%s</FromUserName><CreateTime>%d</CreateTime>"+
-		"<MsgType><![CDATA[text]]></MsgType><Content>%s</Content></xml>", cdata(to.FromUserName), cdata(to.ToUserName), now.Unix(), cdata(text))
+func textReply(to *event, now time.Time, text string) ([]byte, error) {
+	return xml.Marshal(struct {
+		XMLName                  xml.Name `xml:"xml"`
+		ToUserName, FromUserName cdata
+		CreateTime               int64 // Unix seconds
+		MsgType, Content         cdata
+	}{
+		ToUserName: cdata{to.FromUserName}, FromUserName: cdata{to.ToUserName},
+		CreateTime: now.Unix(), MsgType: cdata{"text"}, Content: cdata{text},
+	})
 }
