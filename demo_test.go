@@ -536,7 +536,7 @@ func TestSimulatedPushIsSentThreeTimesIfNotAnswered(t *testing.T) {
 func TestSimulatorsMemoryIsBounded(t *testing.T) {
 	d := newDemo(config{}, nil, nil)
 	for i := range maxGrants + 1000 {
-		d.issueLocked(strconv.Itoa(i), time.Hour, grant{kind: "qr"})
+		d.issue(strconv.Itoa(i), time.Hour, grant{kind: "qr"})
 	}
 	if got := len(d.grants.entries); got > maxGrants || len(d.grants.entries) < maxGrants*9/10 {
 		t.Errorf("%d grants, want %d", got, maxGrants)
@@ -546,9 +546,9 @@ func TestSimulatorsMemoryIsBounded(t *testing.T) {
 func TestSimulatorForgetsWhatHasLongExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDemo(config{}, nil, nil)
-		d.issueLocked("kept", 24*time.Hour, grant{kind: "qr"})
+		d.issue("kept", 24*time.Hour, grant{kind: "qr"})
 		for i := range 20_000 { // some 600 at a time have not long expired
-			d.issueLocked(strconv.Itoa(i), time.Second, grant{kind: "qr"})
+			d.issue(strconv.Itoa(i), time.Second, grant{kind: "qr"})
 			time.Sleep(time.Second)
 		}
 		if got := len(d.grants.entries); got > 2000 {
