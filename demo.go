@@ -14,11 +14,9 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 )
 
 // A demo simulates WeChat, as far as wxscan needs it: the API, the pushes, and
@@ -29,21 +27,23 @@ type demo struct {
 	config config
 	says   func(ticket string) (text string, ok bool) // what a camera reads off a ticket's QR code
 	client *http.Client                               // for pushes and callbacks
+	server string                                     // where these go: to the program itself, over loopback
 
-	mu     sync.Mutex    // guards the fields below
+	calls  sync.Mutex // held during a call of the API; guards the two below
+	stable string     // the last stable access token
+	plain  string     // the last plain one
+
+	mu     sync.Mutex    // guards grants
 	grants memory[grant] // by what was issued
-	stable string        // the last stable access token
-	plain  string        // the last plain one
 }
 
 // A grant is something that the simulator has issued, and remembers.
 type grant struct {
-	kind    string // "token", "qr" (by the id in its URL), "ticket", "code" or "user", a user's own token
+	kind    string // "token", "qr" (by the id in its URL), "ticket", "code", "used" (a code) or "user", a user's own token
 	expires time.Time
 	of      string // qr: ticket; ticket: URL; code, user: openid
 	scope   string // qr: scene; code, user: scope
 	virtual bool   // code: of a snapshot page's user
-	used    bool   // code
 }
 
 const (
@@ -53,24 +53,21 @@ const (
 
 // newDemo returns the simulator of the account that config is of.
 func newDemo(config config, client *http.Client, says func(string) (string, bool)) *demo {
-	d := &demo{config: config, says: says, client: client, grants: newMemory[grant](maxGrants), ServeMux: http.NewServeMux()}
-	api := func(pattern string, h func(*http.Request) (object, *apiError)) {
+	d := &demo{ServeMux: http.NewServeMux(), config: config, says: says, client: client,
+		server: strings.TrimSuffix(config.apiBase, "/demo"), grants: newMemory[grant](maxGrants)}
+	api := func(pattern string, h func(*http.Request) object) {
 		d.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			v, refused := h(r)
-			if refused != nil {
-				v = object{"errcode": refused.code, "errmsg": refused.message + " rid: 674a2f31-0c81d5b4-3e9d17a6"}
-			}
+			d.calls.Lock()
+			defer d.calls.Unlock()
 			w.Header().Set("Content-Type", "text/plain") // as WeChat does
-			json.NewEncoder(w).Encode(v)
+			json.NewEncoder(w).Encode(h(r))
 		})
 	}
-	api("POST /demo/cgi-bin/stable_token", d.stableTokenLocked)
-	api("GET /demo/cgi-bin/token", d.plainTokenLocked)
-	api("POST /demo/cgi-bin/qrcode/create", d.createQRLocked)
-	api("GET /demo/sns/oauth2/access_token", d.exchangeCodeLocked)
-	api("GET /demo/sns/userinfo", d.userInfoLocked)
+	api("POST /demo/cgi-bin/stable_token", d.stableToken)
+	api("GET /demo/cgi-bin/token", d.plainToken)
+	api("POST /demo/cgi-bin/qrcode/create", d.createQR)
+	api("GET /demo/sns/oauth2/access_token", d.exchangeCode)
+	api("GET /demo/sns/userinfo", d.userInfo)
 	d.HandleFunc("GET /demo/cgi-bin/showqrcode", d.showQR)
 	d.HandleFunc("GET /demo/avatar.svg", d.avatar)
 	d.HandleFunc("/demo/q/{id}", d.phone)
@@ -79,8 +76,10 @@ func newDemo(config config, client *http.Client, says func(string) (string, bool
 	return d
 }
 
-// issueLocked remembers a grant for the given time, and returns its name.
-func (d *demo) issueLocked(name string, life time.Duration, g grant) string {
+// issue remembers a grant for the given time, and returns its name.
+func (d *demo) issue(name string, life time.Duration, g grant) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	g.expires = time.Now().Add(life)
 	d.grants.put(name, g, life+10*time.Minute) // so that expired can be told from unknown
 	return name
@@ -90,24 +89,20 @@ func (d *demo) issueLocked(name string, life time.Duration, g grant) string {
 func (d *demo) granted(name string) grant {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.grantedLocked(name)
-}
-
-func (d *demo) grantedLocked(name string) grant {
 	g, _ := d.grants.get(name)
 	return g
 }
 
-func refuse(code int, message string) (object, *apiError) {
-	return nil, &apiError{code: code, message: message}
+func refuse(code int, message string) object {
+	return object{"errcode": code, "errmsg": message + " rid: 674a2f31-0c81d5b4-3e9d17a6"}
 }
 
-func (d *demo) newTokenLocked() string {
-	return d.issueLocked("85_"+rand.Text()+strings.Repeat("-"+rand.Text(), 5), 2*time.Hour, grant{kind: "token"})
+func (d *demo) newToken() string {
+	return d.issue("85_"+rand.Text()+strings.Repeat("-"+rand.Text(), 5), 2*time.Hour, grant{kind: "token"})
 }
 
-// stableTokenLocked gives the same token until 5 minutes before its end.
-func (d *demo) stableTokenLocked(r *http.Request) (object, *apiError) {
+// stableToken gives the same token until 5 minutes before its end.
+func (d *demo) stableToken(r *http.Request) object {
 	var ask struct {
 		GrantType    string `json:"grant_type"`
 		AppID        string `json:"appid"`
@@ -118,38 +113,38 @@ func (d *demo) stableTokenLocked(r *http.Request) (object, *apiError) {
 		return refuse(47001, "data format error")
 	}
 	if refused := d.stranger(ask.AppID, ask.Secret); refused != nil {
-		return nil, refused
+		return refused
 	}
-	if ask.ForceRefresh || time.Until(d.grantedLocked(d.stable).expires) < 5*time.Minute {
-		d.stable = d.newTokenLocked()
+	if ask.ForceRefresh || time.Until(d.granted(d.stable).expires) < 5*time.Minute {
+		d.stable = d.newToken()
 	}
-	return object{"access_token": d.stable, "expires_in": int(time.Until(d.grantedLocked(d.stable).expires).Seconds())}, nil
+	return object{"access_token": d.stable, "expires_in": int(time.Until(d.granted(d.stable).expires).Seconds())}
 }
 
-// plainTokenLocked gives a new token, and the former one 5 minutes to live.
-func (d *demo) plainTokenLocked(r *http.Request) (object, *apiError) {
+// plainToken gives a new token, and the former one 5 minutes to live.
+func (d *demo) plainToken(r *http.Request) object {
 	if refused := d.stranger(r.FormValue("appid"), r.FormValue("secret")); refused != nil {
-		return nil, refused
+		return refused
 	}
-	if former := d.grantedLocked(d.plain); time.Until(former.expires) > 5*time.Minute {
-		d.issueLocked(d.plain, 5*time.Minute, former)
+	if former := d.granted(d.plain); time.Until(former.expires) > 5*time.Minute {
+		d.issue(d.plain, 5*time.Minute, former)
 	}
-	d.plain = d.newTokenLocked()
-	return object{"access_token": d.plain, "expires_in": 7200}, nil
+	d.plain = d.newToken()
+	return object{"access_token": d.plain, "expires_in": 7200}
 }
 
 // stranger refuses an appid or a secret that are not those of the account.
-func (d *demo) stranger(appID, secret string) *apiError {
+func (d *demo) stranger(appID, secret string) object {
 	switch {
 	case appID != d.config.appID:
-		return &apiError{code: 40013, message: "invalid appid"}
+		return refuse(40013, "invalid appid")
 	case secret != d.config.appSecret:
-		return &apiError{code: 40125, message: "invalid appsecret"}
+		return refuse(40125, "invalid appsecret")
 	}
 	return nil
 }
 
-func (d *demo) createQRLocked(r *http.Request) (object, *apiError) {
+func (d *demo) createQR(r *http.Request) object {
 	var ask struct {
 		ExpireSeconds int    `json:"expire_seconds"`
 		ActionName    string `json:"action_name"`
@@ -159,10 +154,9 @@ func (d *demo) createQRLocked(r *http.Request) (object, *apiError) {
 			} `json:"scene"`
 		} `json:"action_info"`
 	}
-	token := d.grantedLocked(r.URL.Query().Get("access_token"))
+	token := d.granted(r.URL.Query().Get("access_token"))
 	err := json.NewDecoder(r.Body).Decode(&ask)
 	scene := ask.ActionInfo.Scene.SceneStr
-	length := utf8.RuneCountInString(scene)
 	switch {
 	case token.kind != "token":
 		return refuse(40001, "invalid credential, access_token is invalid or not latest")
@@ -170,42 +164,41 @@ func (d *demo) createQRLocked(r *http.Request) (object, *apiError) {
 		return refuse(42001, "access_token expired")
 	case err != nil:
 		return refuse(47001, "data format error")
-	case ask.ActionName != "QR_STR_SCENE", length < 1, length > 64, ask.ExpireSeconds < 1, ask.ExpireSeconds > 2592000:
+	case ask.ActionName != "QR_STR_SCENE", scene == "", len([]rune(scene)) > 64, ask.ExpireSeconds < 1, ask.ExpireSeconds > 2592000:
 		return refuse(40097, "invalid args")
 	}
 	random := make([]byte, 64)
 	rand.Read(random)
 	ticket, life := "gQH/+"+base64.StdEncoding.EncodeToString(random), time.Duration(ask.ExpireSeconds)*time.Second
-	link := d.config.publicURL + "/demo/q/" + d.issueLocked(rand.Text(), life, grant{kind: "qr", of: ticket, scope: scene})
-	d.issueLocked(ticket, life, grant{kind: "ticket", of: link})
-	return object{"ticket": ticket, "expire_seconds": ask.ExpireSeconds, "url": link}, nil
+	link := d.config.publicURL + "/demo/q/" + d.issue(rand.Text(), life, grant{kind: "qr", of: ticket, scope: scene})
+	d.issue(ticket, life, grant{kind: "ticket", of: link})
+	return object{"ticket": ticket, "expire_seconds": ask.ExpireSeconds, "url": link}
 }
 
-func (d *demo) exchangeCodeLocked(r *http.Request) (object, *apiError) {
+func (d *demo) exchangeCode(r *http.Request) object {
 	if refused := d.stranger(r.FormValue("appid"), r.FormValue("secret")); refused != nil {
-		return nil, refused
+		return refused
 	}
-	code := d.grantedLocked(r.FormValue("code"))
+	code := d.granted(r.FormValue("code"))
 	switch {
+	case code.kind == "used":
+		return refuse(40163, "code been used")
 	case code.kind != "code":
 		return refuse(40029, "invalid code")
-	case code.used:
-		return refuse(40163, "code been used")
 	case time.Now().After(code.expires):
 		return refuse(42003, "oauth_code expired")
 	}
-	code.used = true
-	d.grants.put(r.FormValue("code"), code, 10*time.Minute)
-	token := d.issueLocked(rand.Text(), 2*time.Hour, grant{kind: "user", of: code.of, scope: code.scope})
+	d.issue(r.FormValue("code"), 0, grant{kind: "used"})
+	token := d.issue(rand.Text(), 2*time.Hour, grant{kind: "user", of: code.of, scope: code.scope})
 	v := object{"access_token": token, "expires_in": 7200, "refresh_token": rand.Text(), "openid": code.of, "scope": code.scope}
 	if code.virtual {
 		v["is_snapshotuser"] = 1
 	}
-	return v, nil
+	return v
 }
 
-func (d *demo) userInfoLocked(r *http.Request) (object, *apiError) {
-	user := d.grantedLocked(r.FormValue("access_token"))
+func (d *demo) userInfo(r *http.Request) object {
+	user := d.granted(r.FormValue("access_token"))
 	switch {
 	case user.kind != "user", time.Now().After(user.expires):
 		return refuse(40001, "invalid credential")
@@ -215,7 +208,7 @@ func (d *demo) userInfoLocked(r *http.Request) (object, *apiError) {
 		return refuse(48001, "api unauthorized")
 	}
 	return object{"openid": user.of, "nickname": user.of, "sex": 0, "province": "", "city": "", "country": "",
-		"headimgurl": d.config.publicURL + "/demo/avatar.svg", "privilege": []string{}, "unionid": "union-" + user.of}, nil
+		"headimgurl": d.config.publicURL + "/demo/avatar.svg", "privilege": []string{}, "unionid": "union-" + user.of}
 }
 
 func (d *demo) avatar(w http.ResponseWriter, r *http.Request) {
@@ -236,18 +229,18 @@ func (d *demo) showQR(w http.ResponseWriter, r *http.Request) {
 
 // phone is the phone that has opened what a QR code says.
 func (d *demo) phone(w http.ResponseWriter, r *http.Request) {
-	shown, back, err := d.act(r.Context(), d.config.publicURL+r.URL.RequestURI(), r.PostFormValue("openid"), r.PostFormValue("event"))
+	shown, err := d.act(r.Context(), d.config.publicURL+r.URL.RequestURI(), r.PostFormValue("openid"), r.PostFormValue("event"))
 	status, asks := http.StatusOK, ""
-	switch {
+	switch isQR := r.PathValue("id") != ""; {
 	case err != nil:
 		status, shown = http.StatusBadRequest, err.Error()
-	case back != "":
-		http.Redirect(w, r, back, http.StatusSeeOther)
-		return
-	case shown == "" && r.PathValue("id") != "":
+	case shown == "" && isQR:
 		asks = "scan"
 	case shown == "":
 		asks = "auth"
+	case !isQR:
+		http.Redirect(w, r, shown, http.StatusSeeOther)
+		return
 	}
 	_, link, _ := strings.Cut(shown, `<a href="`)
 	link, _, _ = strings.Cut(link, `"`)
@@ -262,12 +255,13 @@ func (d *demo) scan(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no such ticket, or it has expired", http.StatusNotFound)
 		return
 	}
-	link := strings.TrimSuffix(says, "#wechat_redirect")
-	event := map[bool]string{true: "allow", false: "scan"}[link != says]
-	shown, back, err := d.act(r.Context(), link, r.FormValue("openid"), cmp.Or(r.FormValue("event"), event))
-	if back != "" {
+	link, isAuth := strings.CutSuffix(says, "#wechat_redirect")
+	event := map[bool]string{true: "allow", false: "scan"}[isAuth]
+	shown, err := d.act(r.Context(), link, r.FormValue("openid"), cmp.Or(r.FormValue("event"), event))
+	if isAuth && err == nil {
 		var resp *http.Response
-		if resp, _, err = d.send(r.Context(), http.MethodGet, strings.TrimPrefix(back, d.config.publicURL), nil); err == nil {
+		back := d.server + strings.TrimPrefix(shown, d.config.publicURL)
+		if resp, _, err = sendAsWeChat(r.Context(), d.client, http.MethodGet, back, nil); err == nil {
 			shown = resp.Header.Get("Location")
 		}
 	}
@@ -282,48 +276,44 @@ func (d *demo) scan(w http.ResponseWriter, r *http.Request) {
 var authorizePage = regexp.MustCompile(`^/connect/oauth2/authorize\?appid=([^&]+)&redirect_uri=([^&]+)&response_type=code&scope=(snsapi_base|snsapi_userinfo)&state=([0-9A-Za-z]{0,128})$`)
 
 // act does what WeChat does when somebody has opened a link of either flow and
-// pressed a button; "" only looks. It returns what the phone shows, or the
-// callback that it goes back to.
-func (d *demo) act(ctx context.Context, link, openID, event string) (shown, back string, err error) {
+// pressed a button; "" only looks. It returns what the phone shows or, in flow B,
+// the callback that it goes back to.
+func (d *demo) act(ctx context.Context, link, openID, event string) (string, error) {
 	path := strings.TrimPrefix(link, d.config.publicURL+"/demo")
 	auth := authorizePage.FindStringSubmatch(path)
 	id, isQR := strings.CutPrefix(path, "/q/")
 	qr := d.granted(id)
 	switch {
 	case isQR && (qr.kind != "qr" || time.Now().After(qr.expires)):
-		return "", "", errors.New("二维码已过期 This QR code has expired")
+		return "", errors.New("二维码已过期 This QR code has expired")
 	case !isQR && auth == nil:
-		return "", "", errors.New("空白页 A blank page: parameters missing, malformed or in the wrong order")
+		return "", errors.New("空白页 A blank page: parameters missing, malformed or in the wrong order")
 	case !isQR && auth[1] != d.config.appID:
-		return "", "", errors.New("10003 appid 错误")
+		return "", errors.New("10003 appid 错误")
 	case !isQR && !strings.HasPrefix(auth[2], url.QueryEscape(d.config.publicURL+"/")):
-		return "", "", errors.New("10003 redirect_uri 域名与后台配置不一致")
+		return "", errors.New("10003 redirect_uri 域名与后台配置不一致")
 	case event == "":
-		return "", "", nil
+		return "", nil
 	case openID == "" || len(openID) > 64:
-		return "", "", errors.New("openid: 1 to 64 bytes")
+		return "", errors.New("openid: 1 to 64 bytes")
 	case isQR && event == "scan":
-		shown, err = d.push(ctx, openID, "SCAN", qr.scope, qr.of)
-		return shown, "", err
+		return d.push(ctx, openID, "SCAN", qr.scope, qr.of)
 	case isQR && event == "subscribe":
-		shown, err = d.push(ctx, openID, "subscribe", "qrscene_"+qr.scope, qr.of)
-		return shown, "", err
+		return d.push(ctx, openID, "subscribe", "qrscene_"+qr.scope, qr.of)
 	case isQR:
-		return "没有关注，什么也没有发送。 Not followed; nothing was sent.", "", nil
+		return "没有关注，什么也没有发送。 Not followed; nothing was sent.", nil
 	}
 	code := "authdeny"
 	if event != "decline" {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		code = d.issueLocked(rand.Text(), 5*time.Minute, grant{kind: "code", of: openID, scope: auth[3], virtual: event == "snapshot"})
+		code = d.issue(rand.Text(), 5*time.Minute, grant{kind: "code", of: openID, scope: auth[3], virtual: event == "snapshot"})
 	}
 	redirect, err := url.QueryUnescape(auth[2])
-	return "", redirect + "?code=" + code + "&state=" + auth[4], err
+	return redirect + "?code=" + code + "&state=" + auth[4], err
 }
 
 // signedQuery returns a fresh query of WeChat's, signed.
 func (c *config) signedQuery() url.Values {
-	timestamp, nonce := strconv.FormatInt(time.Now().Unix(), 10), rand.Text()
+	timestamp, nonce := fmt.Sprint(time.Now().Unix()), rand.Text()
 	return url.Values{"signature": {signature(c.token, timestamp, nonce)}, "timestamp": {timestamp}, "nonce": {nonce}}
 }
 
@@ -335,10 +325,7 @@ func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values,
 		ToUserName, FromUserName         cdata
 		CreateTime                       int64
 		MsgType, Event, EventKey, Ticket cdata
-	}{
-		ToUserName: cdata{"gh_0123456789ab"}, FromUserName: cdata{openID}, CreateTime: time.Now().Unix(),
-		MsgType: cdata{"event"}, Event: cdata{event}, EventKey: cdata{eventKey}, Ticket: cdata{ticket},
-	})
+	}{xml.Name{}, cdata{"gh_0123456789ab"}, cdata{openID}, time.Now().Unix(), cdata{"event"}, cdata{event}, cdata{eventKey}, cdata{ticket}})
 	query := c.signedQuery()
 	if c.aesKey != nil {
 		encrypt := c.aesKey.seal([]byte(rand.Text()[:16]), message, c.appID)
@@ -357,7 +344,7 @@ func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string)
 	var status int
 	var body []byte
 	for try := 1; try <= 3 && err == nil && status == 0; try++ {
-		if resp, answer, _ := d.send(ctx, http.MethodPost, "/wechat/message?"+query.Encode(), message); resp != nil {
+		if resp, answer, _ := sendAsWeChat(ctx, d.client, http.MethodPost, d.server+"/wechat/message?"+query.Encode(), message); resp != nil {
 			status, body = resp.StatusCode, answer
 		}
 	}
@@ -381,23 +368,18 @@ func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string)
 	return reply.Content, err
 }
 
-// send makes a request of the program itself, over loopback.
-func (d *demo) send(ctx context.Context, method, path string, body []byte) (*http.Response, []byte, error) {
-	return sendAsWeChat(ctx, d.client, method, strings.TrimSuffix(d.config.apiBase, "/demo")+path, body)
-}
-
 // sendAsWeChat makes a request as WeChat does: with 5 seconds of patience, and
 // with a User-Agent by which some tunnels take it for a browser. The error is
 // free of the URL.
 func sendAsWeChat(ctx context.Context, client *http.Client, method, target string, body []byte) (*http.Response, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, pushTimeout)
 	defer cancel()
+	var resp *http.Response
 	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
-	if err != nil {
-		return nil, nil, withoutURL(err)
+	if err == nil {
+		req.Header.Set("User-Agent", "Mozilla/4.0")
+		resp, err = client.Do(req)
 	}
-	req.Header.Set("User-Agent", "Mozilla/4.0")
-	resp, err := client.Do(req)
 	if err != nil {
 		return nil, nil, withoutURL(err)
 	}

@@ -129,7 +129,7 @@ func (w *world) checkLeaks(t testing.TB, simulator *demo) {
 	defer simulator.mu.Unlock()
 	for name, g := range simulator.grants.entries {
 		switch g.value.kind {
-		case "token", "user", "code":
+		case "token", "user", "code", "used":
 			everywhere = append(everywhere, name)
 		case "ticket":
 			tickets = append(tickets, name)
