@@ -132,7 +132,7 @@ func faults(t *testing.T) []fault {
 		{name: "no time", weChat: func(w http.ResponseWriter, r *http.Request) bool { w.Header()["Date"] = nil; return false },
 			want: []string{"✗ API does not tell the time: is that WeChat, or a proxy to it?"}},
 
-		{name: "WeChat: refused", settings: []string{"WECHAT_API_BASE=" + nobody}, want: []string{"✗ " + nobody + ": nothing answers there (connection refused): the server must be running while check runs, on that port"}},
+		{name: "WeChat: refused", settings: []string{"WECHAT_API_BASE=" + nobody}, want: []string{"✗ " + nobody + ": connection refused: the server must be running, on that port, while check runs"}},
 		{name: "WeChat: hangs", weChat: func(w http.ResponseWriter, r *http.Request) bool { hang(w, r); return true },
 			want: []string{"✗ API: no answer in time: does a firewall or a security group (安全组) keep the port shut?"}},
 		{name: "WeChat: hangs at a call", weChat: func(w http.ResponseWriter, r *http.Request) bool {
@@ -141,8 +141,8 @@ func faults(t *testing.T) []fault {
 			}
 			return false
 		}, want: []string{"✗ API: no answer in time: does a firewall or a security group (安全组) keep the port shut?"}},
-		{name: "WeChat: not WeChat", weChat: answered("<html>"), want: []string{"✗ API: no usable answer: is that the right address, is a proxy between?"}},
-		{name: "WeChat: no access token", weChat: answered("{}"), want: []string{"✗ API: no usable answer: is that the right address, is a proxy between?"}},
+		{name: "WeChat: not WeChat", weChat: answered("<html>"), want: []string{`✗ API: no usable answer ("/cgi-bin/stable_token: no usable answer from WeChat: invalid character '<' looking for beginning of value"): is the address right, http or https, the certificate good, no proxy between?`}},
+		{name: "WeChat: no access token", weChat: answered("{}"), want: []string{`✗ API: no usable answer ("no usable answer from WeChat: no access_token"): is the address right, http or https, the certificate good, no proxy between?`}},
 
 		{name: "busy", weChat: refusing("token", -1, "system error"), want: []string{"✗ errcode -1: WeChat is busy: try again later"}},
 		{name: "appid", settings: []string{"WECHAT_APPID=wx1"}, want: []string{"✗ errcode 40013: set WECHAT_APPID to the appID on the account's page"}},
@@ -160,14 +160,14 @@ func faults(t *testing.T) []fault {
 		{name: "access tokens refused", weChat: refusing("create", 40001, "not latest"), want: []string{"✗ errcode 40001: WeChat refuses every access token: does another program fetch them for this appid with /cgi-bin/token?"}},
 
 		{name: "DNS", settings: []string{"PUBLIC_URL=http://" + unknown}, want: []string{"✗ http://" + unknown + ": DNS does not know this name: is it spelt right, and this machine online?"}},
-		{name: "not running", settings: []string{"PUBLIC_URL=" + nobody}, want: []string{"✗ " + nobody + ": nothing answers there (connection refused): the server must be running while check runs, on that port"}},
+		{name: "not running", settings: []string{"PUBLIC_URL=" + nobody}, want: []string{"✗ " + nobody + ": connection refused: the server must be running, on that port, while check runs"}},
 		{name: "hangs", server: hang, want: []string{"✗ PUBLIC: no answer in time: does a firewall or a security group (安全组) keep the port shut?"}},
-		{name: "breaks off", server: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, want: []string{"✗ PUBLIC: no usable answer: is that the right address, is a proxy between?"}},
-		{name: "https to http", settings: []string{"PUBLIC_URL=HTTPS"}, want: []string{"✗ HTTPS: it speaks http, not https: write http://, or give it a certificate"}},
-		{name: "http to https", settings: []string{"PUBLIC_URL=http" + strings.TrimPrefix(secured.URL, "https")}, want: []string{"✗ http" + strings.TrimPrefix(secured.URL, "https") + ": it speaks https, not http: write https://"}},
-		{name: "self-signed", settings: []string{"PUBLIC_URL=" + secured.URL}, want: []string{"✗ " + secured.URL + `: its TLS certificate is not to be trusted: "x509: certificate signed by unknown authority"`}},
+		{name: "breaks off", server: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, want: []string{`✗ PUBLIC: no usable answer ("EOF"): is the address right, http or https, the certificate good, no proxy between?`}},
+		{name: "https to http", settings: []string{"PUBLIC_URL=HTTPS"}, want: []string{`✗ HTTPS: no usable answer ("http: server gave HTTP response to HTTPS client"): is the address right, http or https, the certificate good, no proxy between?`}},
+		{name: "http to https", settings: []string{"PUBLIC_URL=http" + strings.TrimPrefix(secured.URL, "https")}, want: []string{"✗ http" + strings.TrimPrefix(secured.URL, "https") + ": HTTP 400, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, to where it runs? Is it https there?"}},
+		{name: "self-signed", settings: []string{"PUBLIC_URL=" + secured.URL}, want: []string{"✗ " + secured.URL + `: no usable answer ("tls: failed to verify certificate: x509: certificate signed by unknown authority"): is the address right, http or https, the certificate good, no proxy between?`}},
 		{name: "certificate of another", settings: []string{"PUBLIC_URL=" + strings.Replace(secured.URL, "127.0.0.1", "localhost", 1)},
-			want: []string{"✗ " + strings.Replace(secured.URL, "127.0.0.1", "localhost", 1) + `: its TLS certificate is not to be trusted: "x509: certificate is valid for example.com, *.example.com, not localhost"`}},
+			want: []string{"✗ " + strings.Replace(secured.URL, "127.0.0.1", "localhost", 1) + `: no usable answer ("tls: failed to verify certificate: x509: certificate is valid for example.com, *.example.com, not localhost"): is the address right, http or https, the certificate good, no proxy between?`}},
 		{name: "redirect", server: func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://user:hush@login.example.com"+r.URL.RequestURI(), http.StatusMovedPermanently)
 		}, want: []string{`✗ PUBLIC redirects to "https://login.example.com/wechat/message", and WeChat does not follow: make PUBLIC_URL the address that answers itself`}},
@@ -176,18 +176,18 @@ func faults(t *testing.T) []fault {
 				page(200, "text/html", "<!doctype html>You are about to visit", "Ngrok-Error-Code", "ERR_NGROK_6024")(w, r)
 			}
 		},
-			want: []string{"✗ PUBLIC answers with a web page: a tunnel's warning (ngrok's free plan, localtunnel), which WeChat cannot click away, or another program"}},
+			want: []string{"✗ PUBLIC answers with a web page: a tunnel's warning (ngrok, localtunnel), which WeChat cannot click away, or another program"}},
 		{name: "another interstitial", server: page(511, "text/html; charset=utf-8", "<html>"),
-			want: []string{"✗ PUBLIC answers with a web page: a tunnel's warning (ngrok's free plan, localtunnel), which WeChat cannot click away, or another program"}},
+			want: []string{"✗ PUBLIC answers with a web page: a tunnel's warning (ngrok, localtunnel), which WeChat cannot click away, or another program"}},
 		{name: "nothing behind the proxy", server: page(502, "text/html", "<html>"),
-			want: []string{"✗ PUBLIC: a proxy or tunnel answers with HTTP 502, but no server behind it: is wxscan running, on the port that it passes on to?"}},
+			want: []string{"✗ PUBLIC: HTTP 502, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, to where it runs? Is it https there?"}},
 		{name: "tunnel is down", server: page(404, "text/html", "<html>", "Ngrok-Error-Code", "ERR_NGROK_3200"),
-			want: []string{"✗ PUBLIC: a proxy or tunnel answers with HTTP 404, but no server behind it: is wxscan running, on the port that it passes on to?"}},
-		{name: "404", server: http.NotFound, want: []string{"✗ PUBLIC: another program answers, with HTTP 404: does the proxy pass /wechat/ on to wxscan, unchanged?"}},
-		{name: "another body", server: page(200, plainText, "success"), want: []string{"✗ PUBLIC: another program answers, with HTTP 200: does the proxy pass /wechat/ on to wxscan, unchanged?"}},
+			want: []string{"✗ PUBLIC: HTTP 404, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, to where it runs? Is it https there?"}},
+		{name: "404", server: http.NotFound, want: []string{"✗ PUBLIC: HTTP 404, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, to where it runs? Is it https there?"}},
+		{name: "another body", server: page(200, plainText, "success"), want: []string{"✗ PUBLIC: HTTP 200, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, to where it runs? Is it https there?"}},
 		{name: "the echostr, but not raw", server: func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%q", r.FormValue("echostr")) },
-			want: []string{"✗ PUBLIC: another program answers, with HTTP 200: does the proxy pass /wechat/ on to wxscan, unchanged?"}},
-		{name: "another Token", server: newWorld(t, "WECHAT_TOKEN=anotherToken").handler.ServeHTTP, want: []string{"✗ PUBLIC: wxscan answers there, but has another Token: start it with the same WECHAT_TOKEN"}},
+			want: []string{"✗ PUBLIC: HTTP 200, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, to where it runs? Is it https there?"}},
+		{name: "another Token", server: newWorld(t, "WECHAT_TOKEN=anotherToken").handler.ServeHTTP, want: []string{"✗ PUBLIC: wxscan answers, but has another Token: start it with this WECHAT_TOKEN"}},
 		{name: "a port that WeChat does not call", settings: []string{"WECHAT_API_BASE=https://" + unknown, "PUBLIC_URL=http://" + unknown + ":8080"}, want: []string{
 			"✗ https://" + unknown + ": DNS does not know this name: is it spelt right, and this machine online?",
 			"✗ http://" + unknown + ":8080: DNS does not know this name: is it spelt right, and this machine online?",
@@ -225,8 +225,8 @@ func TestCheckSaysWhatIsWrong(t *testing.T) {
 			})
 		}
 	})
-	for english := range zh {
-		pattern := regexp.MustCompile(`%[sdvq]`).ReplaceAllString(regexp.QuoteMeta(english), ".*")
+	for _, text := range texts(t) {
+		english, pattern := text[1], regexp.MustCompile(`%[sdvq]`).ReplaceAllString(regexp.QuoteMeta(text[1]), ".*")
 		if !slices.ContainsFunc(said, regexp.MustCompile(pattern).MatchString) && !strings.Contains(english, "安全模式") {
 			t.Errorf("no test brings about %q", english)
 		}
@@ -271,22 +271,27 @@ func TestCheckOfAGoodSetUp(t *testing.T) {
 	}
 }
 
-func TestCheckSpeaksChineseThroughout(t *testing.T) {
+// texts returns the texts of check's source, each in English and in Chinese.
+func texts(t *testing.T) [][]string {
+	t.Helper()
 	source, err := os.ReadFile("check.go")
 	must(t, err)
-	formats := regexp.MustCompile(`\b(?:good|bad|enter)\("((?:[^"\\]|\\.)*)"`).FindAllSubmatch(source, -1)
-	if len(formats) < 20 {
-		t.Errorf("%d formats in check.go", len(formats))
+	literal := `"((?:[^"\\]|\\.)*)"`
+	all := regexp.MustCompile(`\bsay\(.*"[✓✗→]",\s*`+literal+`,\s*`+literal+`[,)]`).FindAllStringSubmatch(string(source), -1)
+	if calls := strings.Count(string(source), "say("); len(all) != calls-2 { // its own head, and the hints
+		t.Errorf("%d texts of %d calls in check.go", len(all), calls)
 	}
-	for _, format := range formats {
-		if format := string(format[1]); zh[format] == "" && format != "%s" {
-			t.Errorf("not in Chinese: %q", format)
-		}
+	for hint, chinese := range zhHints {
+		all = append(all, []string{"", hint, chinese})
 	}
+	return all
+}
+
+func TestCheckSpeaksChineseThroughout(t *testing.T) {
 	verbs := regexp.MustCompile(`%[a-z]`)
-	for english, chinese := range zh {
-		if !slices.Equal(verbs.FindAllString(english, -1), verbs.FindAllString(chinese, -1)) {
-			t.Errorf("%q has other arguments than %q", chinese, english)
+	for _, text := range texts(t) {
+		if english, chinese := verbs.FindAllString(text[1], -1), verbs.FindAllString(text[2], -1); !slices.Equal(english, chinese) {
+			t.Errorf("%q has other arguments than %q", text[2], text[1])
 		}
 	}
 }
@@ -340,8 +345,7 @@ func TestSignSaysWhatIsMissing(t *testing.T) {
 		{"WECHAT_TOKEN=", "", "sign: WECHAT_TOKEN is not set: it must be the server's; that of wxscan -demo is simulated"},
 		{"WECHAT_AES_KEY=short", "", "sign: WECHAT_AES_KEY is malformed: it must be the server's"},
 		{"WECHAT_APPID=;WECHAT_AES_KEY=" + docKey, "", "sign: WECHAT_APPID is not set: what WECHAT_AES_KEY seals names it"},
-		{"ADDR=unix:/run/wxscan.sock", "", "sign: ADDR has no port: -public takes PUBLIC_URL instead"},
-		{"PUBLIC_URL=", "-public", "sign: PUBLIC_URL is not set: -public needs it"},
+		{"ADDR=unix:/run/wxscan.sock;PUBLIC_URL=", "", "sign: PUBLIC_URL is not set: it must be the server's"},
 		{"", "-event follow", "sign: -event must be SCAN or subscribe"},
 		{"", "-ticket T", "sign: -ticket and -openid go together, and neither is empty"},
 		{"", "T", "sign: unknown argument (wxscan -h lists the flags)"},
@@ -369,7 +373,7 @@ func TestUnknownWords(t *testing.T) {
 	for _, test := range []struct {
 		a, b string
 		want int
-	}{{"", "", 0}, {"", "abc", 3}, {"abc", "", 3}, {"kitten", "sitting", 3}, {"flaw", "lawn", 2}} {
+	}{{"", "", 0}, {"", "abc", 3}, {"abc", "", 3}, {"kitten", "sitting", 7}, {"flaw", "lawn", 4}, {"aaa", "aa", 1}, {"singn", "sign", 1}, {"chekc", "check", 2}} {
 		if got := distance(test.a, test.b); got != test.want {
 			t.Errorf("%q, %q: %d, want %d", test.a, test.b, got, test.want)
 		}
@@ -420,11 +424,11 @@ func TestCommandsOfTheProgram(t *testing.T) {
 	if code != 1 || strings.Count(out, `"ok":false`) != 1 || errs != "wxscan: check: not everything is in place\n" {
 		t.Errorf("check of a fault: %d %s%s", code, out, errs)
 	}
-	for _, flags := range []string{"", "-public -event subscribe"} {
+	for flags, server := range map[string][]string{"": nil, "-event subscribe": {"ADDR=unix:/run/wxscan.sock"}, "-event SCAN": {"ADDR=:1", "TLS_CERT=cert.pem"}} {
 		program(t, "curl", "curl")
 		var qr qrAnswer
 		fetchJSON(t, "GET", base+"/wechat/getloginqr", &qr)
-		if out, errs, code := execute(`wxscan sign -ticket "$T" -openid o123 `+flags+` | sh`, "T="+qr.Ticket); code != 0 || !strings.Contains(out, "<xml>") {
+		if out, errs, code := execute(`wxscan sign -ticket "$T" -openid o123 `+flags+` | sh`, append(server, "T="+qr.Ticket)...); code != 0 || !strings.Contains(out, "<xml>") {
 			t.Errorf("sign: %d %s%s", code, out, errs)
 		}
 		var answer pollAnswer

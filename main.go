@@ -369,7 +369,7 @@ const usage = `wxscan: log in to a web page by scanning a QR code with WeChat
   wxscan -demo          try it on http://127.0.0.1:8080, with a simulated WeChat; needs nothing
   wxscan                serve; needs WECHAT_APPID, WECHAT_APPSECRET, WECHAT_TOKEN and PUBLIC_URL
   wxscan check [-json]  say what is wrong with the set-up, how to mend it, what to enter where
-  wxscan sign [-public] [-ticket T -openid O [-event subscribe]]  WeChat's requests, as curl lines
+  wxscan sign [-ticket T -openid O [-event subscribe]]  WeChat's requests, as curl lines
   wxscan version
 By environment only: WECHAT_AES_KEY, SESSION_SECRET, METRICS_TOKEN, and WECHAT_API_BASE,
 WECHAT_OPEN_BASE, WECHAT_MP_BASE in place of WeChat's hosts. By flag, or environment:
