@@ -129,7 +129,7 @@ func listen(c *config, log *slog.Logger) (net.Listener, error) {
 // change. While the new files are unusable, the old certificate goes on.
 func (c *config) reread(pair *tls.Certificate, log *slog.Logger) func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	var mu sync.Mutex    // guards pair and change
-	var change time.Time // of the files, when pair was read
+	var change time.Time // of the files, at the last handshake
 	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -248,13 +248,8 @@ func (c *config) simulate(listening *net.TCPAddr) {
 type setting struct {
 	env, flag string
 	byDefault string
-	inDemo    string                  // the default with -demo, if that is another
 	is        string                  // what it is, for -h and for whoever gets it wrong
 	set       func(value string) bool // false if the value is malformed
-}
-
-func (s *setting) String() string {
-	return strings.TrimSuffix(s.env+" (-"+s.flag+")", " (-)")
 }
 
 // parsed returns what sets p to what parse makes of a value.
@@ -299,39 +294,42 @@ func (c *config) settings() []setting {
 		base    = origin + `(/[!-~]*)?`
 		account = " on the account's page (test account: https://mp.weixin.qq.com/debug/cgi-bin/sandbox?t=sandbox/login)"
 	)
-	link := func(pattern string) func(string) (string, error) {
-		return func(value string) (string, error) { return like(pattern)(strings.TrimSuffix(value, "/")) }
+	text := func(p *string, pattern string) func(string) bool { return parsed(p, like(pattern)) }
+	link := func(p *string, pattern string) func(string) bool {
+		return func(value string) bool { return text(p, pattern)(strings.TrimSuffix(value, "/")) }
 	}
 	return []setting{
-		{"WECHAT_APPID", "", "", "wx0123456789abcdef", "the appID (wx and letters and digits)" + account, parsed(&c.appID, like(`wx[0-9A-Za-z]+`))},
-		{"WECHAT_APPSECRET", "", "", "simulated", "the appsecret (letters and digits)" + account, parsed(&c.appSecret, like(`[0-9A-Za-z]+`))},
-		{"WECHAT_TOKEN", "", "", "simulated", "the Token (3-32 letters and digits) that you make up and type into the interface configuration (接口配置信息)" + account, parsed(&c.token, like(`[0-9A-Za-z]{3,32}`))},
-		{"WECHAT_AES_KEY", "", "", "", "the EncodingAESKey (43 letters and digits)" + account + "; unset: plain mode", func(value string) bool {
+		{"WECHAT_APPID", "", "", "the appID (wx and letters and digits)" + account, text(&c.appID, `wx[0-9A-Za-z]+`)},
+		{"WECHAT_APPSECRET", "", "", "the appsecret (letters and digits)" + account, text(&c.appSecret, `[0-9A-Za-z]+`)},
+		{"WECHAT_TOKEN", "", "", "the Token (3-32 letters and digits) that you make up and type into the interface configuration (接口配置信息)" + account, text(&c.token, `[0-9A-Za-z]{3,32}`)},
+		{"WECHAT_AES_KEY", "", "", "the EncodingAESKey (43 letters and digits)" + account + "; unset: plain mode", func(value string) bool {
 			return value == "" || parsed(&c.aesKey, parseAESKey)(value)
 		}},
-		{"WECHAT_API_BASE", "", "https://api.weixin.qq.com", "", "http(s)://host[:port][/path] in place of WeChat's API", parsed(&c.apiBase, link(base))},
-		{"WECHAT_OPEN_BASE", "", "https://open.weixin.qq.com", "", "the same for the authorize page", parsed(&c.openBase, link(base))},
-		{"WECHAT_MP_BASE", "", "https://mp.weixin.qq.com", "", "the same for the pictures of QR codes", parsed(&c.mpBase, link(base))},
-		{"SESSION_SECRET", "", rand.Text() + rand.Text(), "", "what signs sessions: 32 bytes or more, or several such, comma-separated (openssl rand -hex 32)", listed(&c.sessionSecrets, like(`(?s).{32,}`))},
-		{"METRICS_TOKEN", "", "", "", "what opens /metrics to others than loopback", parsed(&c.metricsToken, like(`[!-~]*`))},
-		{"PUBLIC_URL", "url", "", "", "http(s)://host[:port] without a path, where phones reach us", func(value string) bool {
-			return value == "" && c.demo || parsed(&c.publicURL, link(origin))(value) // -demo knows once it listens
+		{"WECHAT_API_BASE", "", "https://api.weixin.qq.com", "http(s)://host[:port][/path] in place of WeChat's API", link(&c.apiBase, base)},
+		{"WECHAT_OPEN_BASE", "", "https://open.weixin.qq.com", "the same for the authorize page", link(&c.openBase, base)},
+		{"WECHAT_MP_BASE", "", "https://mp.weixin.qq.com", "the same for the pictures of QR codes", link(&c.mpBase, base)},
+		{"SESSION_SECRET", "", rand.Text() + rand.Text(), "what signs sessions: 32 bytes or more, or several such, comma-separated (openssl rand -hex 32)", listed(&c.sessionSecrets, like(`(?s).{32,}`))},
+		{"METRICS_TOKEN", "", "", "what opens /metrics to others than loopback", text(&c.metricsToken, `[!-~]*`)},
+		{"PUBLIC_URL", "url", "", "http(s)://host[:port] without a path, where phones reach us", func(value string) bool {
+			return value == "" && c.demo || link(&c.publicURL, origin)(value) // -demo knows once it listens
 		}},
-		{"ADDR", "addr", ":8080", "127.0.0.1:8080", "host:port to listen on, or unix:/path of a socket", parsed(&c.addr, like(`(?s).+`))},
-		{"TICKET_TTL", "ttl", "5m", "", "the life of a QR code: whole seconds from 1s to 720h", within(&c.ttl, time.ParseDuration, time.Second, time.Second, 720*time.Hour)},
-		{"MAX_TICKETS", "max-tickets", "100000", "", "the number of live tickets before 503", within(&c.maxTickets, strconv.Atoi, 1, 1, 1e9)},
-		{"WECHAT_SCOPE", "scope", "snsapi_base", "", "snsapi_base, or snsapi_userinfo for the profile", parsed(&c.scope, like(`snsapi_(base|userinfo)`))},
-		{"QR_RATE", "qr-rate", "60", "", "QR codes a minute for one client, to 1000; 0: no limit", within(&c.qrRate, strconv.Atoi, 1, 0, 1000)},
-		{"TRUSTED_PROXIES", "trusted-proxies", "", "", "CIDRs, besides loopback, whose X-Forwarded-For counts", listed(&c.trusted, netip.ParsePrefix)},
-		{"PUSH_MAX_SKEW", "push-max-skew", "10m", "", "how old or early a push may be; 0: any", within(&c.maxSkew, time.ParseDuration, 1, 0, math.MaxInt64)},
-		{"SESSION_TTL", "session-ttl", "24h", "", "the life of a session: whole seconds from 1m to 8760h", within(&c.sessionTTL, time.ParseDuration, time.Second, time.Minute, 8760*time.Hour)},
-		{"CONFIRM", "confirm", "false", "", "true: a scan must be confirmed on the phone", parsed(&c.confirm, strconv.ParseBool)},
-		{"ALLOWED_ORIGINS", "allowed-origins", "", "", "exact origins of other front ends, comma-separated", listed(&c.allowedOrigins, like(origin))},
-		{"WECHAT_VERIFY_FILE", "verify-file", "", "", "MP_verify_xxx.txt, the file that proves a domain", parsed(&c.verifyFile, like(`(MP_verify_[0-9A-Za-z]+\.txt)?`))},
-		{"TLS_CERT", "tls-cert", "", "", "the file of a certificate chain, for https", parsed(&c.tlsCert, like(`(?s).*`))},
-		{"TLS_KEY", "tls-key", "", "", "the file of its key", parsed(&c.tlsKey, like(`(?s).*`))},
-		{"LOG_LEVEL", "log-level", "info", "", "debug, info, warn or error", func(value string) bool { return c.logLevel.UnmarshalText([]byte(value)) == nil }},
-		{"LOG_FORMAT", "log-format", "text", "", "text or json", parsed(&c.logFormat, like(`text|json`))},
+		{"ADDR", "addr", ":8080", "host:port to listen on, or unix:/path of a socket", text(&c.addr, `(?s).+`)},
+		{"TICKET_TTL", "ttl", "5m", "the life of a QR code: whole seconds from 1s to 720h",
+			within(&c.ttl, time.ParseDuration, time.Second, time.Second, 720*time.Hour)},
+		{"MAX_TICKETS", "max-tickets", "100000", "the number of live tickets before 503", within(&c.maxTickets, strconv.Atoi, 1, 1, 1e9)},
+		{"WECHAT_SCOPE", "scope", "snsapi_base", "snsapi_base, or snsapi_userinfo for the profile", text(&c.scope, `snsapi_(base|userinfo)`)},
+		{"QR_RATE", "qr-rate", "60", "QR codes a minute for one client, to 1000; 0: no limit", within(&c.qrRate, strconv.Atoi, 1, 0, 1000)},
+		{"TRUSTED_PROXIES", "trusted-proxies", "", "CIDRs, besides loopback, whose X-Forwarded-For counts", listed(&c.trusted, netip.ParsePrefix)},
+		{"PUSH_MAX_SKEW", "push-max-skew", "10m", "how old or early a push may be; 0: any", within(&c.maxSkew, time.ParseDuration, 1, 0, math.MaxInt64)},
+		{"SESSION_TTL", "session-ttl", "24h", "the life of a session: whole seconds from 1m to 8760h",
+			within(&c.sessionTTL, time.ParseDuration, time.Second, time.Minute, 8760*time.Hour)},
+		{"CONFIRM", "confirm", "false", "true: a scan must be confirmed on the phone", parsed(&c.confirm, strconv.ParseBool)},
+		{"ALLOWED_ORIGINS", "allowed-origins", "", "exact origins of other front ends, comma-separated", listed(&c.allowedOrigins, like(origin))},
+		{"WECHAT_VERIFY_FILE", "verify-file", "", "MP_verify_xxx.txt, the file that proves a domain", text(&c.verifyFile, `(MP_verify_[0-9A-Za-z]+\.txt)?`)},
+		{"TLS_CERT", "tls-cert", "", "the file of a certificate chain, for https", text(&c.tlsCert, `(?s).*`)},
+		{"TLS_KEY", "tls-key", "", "the file of its key", text(&c.tlsKey, `(?s).*`)},
+		{"LOG_LEVEL", "log-level", "info", "debug, info, warn or error", func(value string) bool { return c.logLevel.UnmarshalText([]byte(value)) == nil }},
+		{"LOG_FORMAT", "log-format", "text", "text or json", text(&c.logFormat, `text|json`)},
 	}
 }
 
@@ -383,16 +381,18 @@ func parseConfig(args []string, getenv func(string) string, help io.Writer) (con
 	case (given["TLS_CERT"] == "") != (given["TLS_KEY"] == ""):
 		return c, errors.New("TLS_CERT and TLS_KEY (-tls-cert, -tls-key): set both, or neither")
 	}
+	var inDemo map[string]string // the defaults that are others with -demo
+	if c.demo {
+		inDemo = map[string]string{"WECHAT_APPID": "wx0123456789abcdef", "WECHAT_APPSECRET": "simulated", "WECHAT_TOKEN": "simulated", "ADDR": "127.0.0.1:8080"}
+	}
 	for _, s := range settings {
-		if c.demo {
-			s.byDefault = cmp.Or(s.inDemo, s.byDefault)
-		}
-		value, wrong := cmp.Or(given[s.env], s.byDefault), "is malformed"
+		value, wrong := cmp.Or(given[s.env], inDemo[s.env], s.byDefault), "is malformed"
 		if value == "" {
 			wrong = "is not set"
 		}
 		if !s.set(value) {
-			return c, fmt.Errorf("%s %s: it is %s; without an account, try wxscan -demo", &s, wrong, s.is)
+			name := strings.TrimSuffix(s.env+" (-"+s.flag+")", " (-)")
+			return c, fmt.Errorf("%s %s: it is %s; without an account, try wxscan -demo", name, wrong, s.is)
 		}
 	}
 	return c, nil
