@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,18 +63,7 @@ func (b *syncBuffer) String() string {
 // NAME=value.
 func newWorld(t testing.TB, settings ...string) *world {
 	t.Helper()
-	getenv := func(name string) string {
-		for _, setting := range settings {
-			if value, ok := strings.CutPrefix(setting, name+"="); ok {
-				return value
-			}
-		}
-		return ""
-	}
-	if !slices.ContainsFunc(settings, func(s string) bool { return strings.HasPrefix(s, "WECHAT_TOKEN=") }) {
-		settings = append(settings, "WECHAT_TOKEN="+testToken)
-	}
-	config, err := parseConfig([]string{"-demo"}, getenv, io.Discard)
+	config, err := parseConfig([]string{"-demo"}, only(append(settings, "WECHAT_TOKEN="+testToken)...), io.Discard)
 	must(t, err)
 	config.simulate(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80})
 	w := &world{logged: new(syncBuffer), answers: new(syncBuffer), begun: new(syncBuffer), calls: make(map[string]int)}

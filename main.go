@@ -2,12 +2,7 @@
 //
 // It is one program with no database. It talks to one WeChat Official Account
 // (公众号; a free test account, 测试号, is enough) and keeps everything in memory.
-//
-//	wxscan -demo     try it, with a simulated WeChat, on http://127.0.0.1:8080
-//	wxscan           serve; the settings are in the environment
-//	wxscan check     walk the set-up, and say what to mend and what to enter where
-//	wxscan sign      print WeChat's requests, as curl lines
-//	wxscan -h        the flags, and the environment variables behind them
+// wxscan -h tells the commands, the flags and the environment variables.
 //
 // There are two ways to log in. In flow A the browser shows a parametric QR code
 // made by WeChat, and WeChat pushes the scan to us. In flow B it shows the QR
@@ -25,7 +20,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"io/fs"
 	stdlog "log"
 	"log/slog"
 	"math"
@@ -75,11 +69,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err != nil {
 		return err
 	}
-	var handler slog.Handler = slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: config.logLevel})
+	options := &slog.HandlerOptions{Level: config.logLevel}
+	log := slog.New(slog.NewTextHandler(stderr, options))
 	if config.logFormat == "json" {
-		handler = slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: config.logLevel})
+		log = slog.New(slog.NewJSONHandler(stderr, options))
 	}
-	log := slog.New(handler)
 	listener, err := listen(&config, log)
 	if err != nil {
 		return err
@@ -110,7 +104,7 @@ func listen(c *config, log *slog.Logger) (net.Listener, error) {
 		network, addr = "unix", path
 		if conn, err := net.Dial(network, path); err == nil {
 			conn.Close()
-		} else if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
+		} else if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
 			os.Remove(path) // left over: nobody listens there
 		}
 	}
@@ -124,62 +118,50 @@ func listen(c *config, log *slog.Logger) (net.Listener, error) {
 	if c.tlsCert == "" {
 		return listener, nil
 	}
-	certs := &certificate{certFile: c.tlsCert, keyFile: c.tlsKey, log: log}
-	if _, err := certs.get(nil); err != nil {
+	pair, err := tls.LoadX509KeyPair(c.tlsCert, c.tlsKey)
+	if err != nil {
 		return nil, fmt.Errorf("TLS_CERT and TLS_KEY (-tls-cert, -tls-key): %w", err)
 	}
-	return tls.NewListener(listener, &tls.Config{GetCertificate: certs.get}), nil
+	return tls.NewListener(listener, &tls.Config{GetCertificate: c.reread(&pair, log)}), nil
 }
 
-// A certificate is read from its files again when they change.
-type certificate struct {
-	certFile, keyFile string
-	log               *slog.Logger
-
-	mu     sync.Mutex // guards the fields below
-	pair   *tls.Certificate
-	change time.Time // of the files, when pair was read
-}
-
-// get returns the certificate. While the new files are unusable, the old
-// certificate goes on.
-func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var change time.Time
-	for _, file := range []string{c.certFile, c.keyFile} {
-		if info, err := os.Stat(file); err == nil && info.ModTime().After(change) {
-			change = info.ModTime()
+// reread returns what gives pair to TLS, read from its files again when they
+// change. While the new files are unusable, the old certificate goes on.
+func (c *config) reread(pair *tls.Certificate, log *slog.Logger) func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	var mu sync.Mutex    // guards pair and change
+	var change time.Time // of the files, at the last handshake
+	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		var latest time.Time
+		for _, file := range []string{c.tlsCert, c.tlsKey} {
+			if info, err := os.Stat(file); err == nil && info.ModTime().After(latest) {
+				latest = info.ModTime()
+			}
 		}
+		if latest.Equal(change) {
+			return pair, nil
+		}
+		change = latest
+		if changed, err := tls.LoadX509KeyPair(c.tlsCert, c.tlsKey); err == nil {
+			pair = &changed
+		} else {
+			log.Warn("reading the certificate again", "err", err)
+		}
+		return pair, nil
 	}
-	if c.pair != nil && change.Equal(c.change) {
-		return c.pair, nil
-	}
-	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
-	switch {
-	case err == nil:
-		c.pair = &pair
-	case c.pair == nil:
-		return nil, err
-	default:
-		c.log.Warn("reading the certificate again", "err", err)
-	}
-	c.change = change
-	return c.pair, nil
 }
 
 // serve answers requests until ctx ends, which wakes the parked polls. It
 // returns once the requests in flight are answered, or shutdownGrace is over.
 func serve(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
-	silent := make(map[net.Conn]bool) // connections that have not sent a byte: Shutdown would wait for them
-	var mu sync.Mutex                 // guards silent
+	var silent sync.Map // connections that have not sent a byte: Shutdown would wait for them
 	server := &http.Server{
 		ConnState: func(conn net.Conn, state http.ConnState) {
-			mu.Lock()
-			defer mu.Unlock()
-			delete(silent, conn)
 			if state == http.StateNew {
-				silent[conn] = true
+				silent.Store(conn, nil)
+			} else {
+				silent.Delete(conn)
 			}
 		},
 		Handler:           handler,
@@ -198,11 +180,9 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, log
 		return err
 	case <-ctx.Done():
 	}
-	mu.Lock()
-	for conn := range silent {
-		conn.Close()
+	for conn := range silent.Range {
+		conn.(net.Conn).Close()
 	}
-	mu.Unlock()
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
 	if err := server.Shutdown(grace); err != nil {
@@ -268,16 +248,43 @@ func (c *config) simulate(listening *net.TCPAddr) {
 type setting struct {
 	env, flag string
 	byDefault string
-	inDemo    string                  // the default with -demo, if that is another
 	is        string                  // what it is, for -h and for whoever gets it wrong
 	set       func(value string) bool // false if the value is malformed
 }
 
-func (s *setting) String() string {
-	if s.flag == "" {
-		return s.env
+// parsed returns what sets p to what parse makes of a value.
+func parsed[T any](p *T, parse func(string) (T, error)) func(string) bool {
+	return func(value string) bool {
+		var err error
+		*p, err = parse(value)
+		return err == nil
 	}
-	return s.env + " (-" + s.flag + ")"
+}
+
+// within is parsed, for whole units from least to most.
+func within[T int | time.Duration](p *T, parse func(string) (T, error), unit, least, most T) func(string) bool {
+	return func(value string) bool { return parsed(p, parse)(value) && *p%unit == 0 && *p >= least && *p <= most }
+}
+
+// listed is parsed, for comma-separated items; an empty value has none.
+func listed[T any](p *[]T, parse func(string) (T, error)) func(string) bool {
+	return func(value string) bool {
+		return value == "" || !slices.ContainsFunc(strings.Split(value, ","), func(item string) bool {
+			v, err := parse(item)
+			*p = append(*p, v)
+			return err != nil
+		})
+	}
+}
+
+// like returns what parses a text that matches a pattern.
+func like(pattern string) func(string) (string, error) {
+	return func(value string) (string, error) {
+		if ok, _ := regexp.MatchString("^("+pattern+")$", value); !ok {
+			return "", errors.New("malformed")
+		}
+		return value, nil
+	}
 }
 
 // settings returns all settings, bound to c.
@@ -287,81 +294,42 @@ func (c *config) settings() []setting {
 		base    = origin + `(/[!-~]*)?`
 		account = " on the account's page (test account: https://mp.weixin.qq.com/debug/cgi-bin/sandbox?t=sandbox/login)"
 	)
-	text := func(p *string, pattern string) func(string) bool {
-		return func(value string) bool {
-			*p = value
-			ok, _ := regexp.MatchString("^("+pattern+")$", value)
-			return ok
-		}
-	}
+	text := func(p *string, pattern string) func(string) bool { return parsed(p, like(pattern)) }
 	link := func(p *string, pattern string) func(string) bool {
 		return func(value string) bool { return text(p, pattern)(strings.TrimSuffix(value, "/")) }
 	}
-	duration := func(p *time.Duration, unit, least, most time.Duration) func(string) bool {
-		return func(value string) (ok bool) {
-			var err error
-			*p, err = time.ParseDuration(value)
-			return err == nil && *p%unit == 0 && *p >= least && *p <= most
-		}
-	}
-	number := func(p *int, least, most int) func(string) bool {
-		return func(value string) bool {
-			var err error
-			*p, err = strconv.Atoi(value)
-			return err == nil && *p >= least && *p <= most
-		}
-	}
-	list := func(p *[]string, pattern string) func(string) bool {
-		return func(value string) bool {
-			*p = nil
-			if value != "" {
-				*p = strings.Split(value, ",")
-			}
-			return !slices.ContainsFunc(*p, func(item string) bool { return !text(new(string), pattern)(item) })
-		}
-	}
 	return []setting{
-		{"WECHAT_APPID", "", "", "wx0123456789abcdef", "the appID (wx and letters and digits)" + account, text(&c.appID, `wx[0-9A-Za-z]+`)},
-		{"WECHAT_APPSECRET", "", "", "simulated", "the appsecret (letters and digits)" + account, text(&c.appSecret, `[0-9A-Za-z]+`)},
-		{"WECHAT_TOKEN", "", "", "simulated", "the Token (3-32 letters and digits) that you make up and type into the interface configuration (接口配置信息)" + account, text(&c.token, `[0-9A-Za-z]{3,32}`)},
-		{"WECHAT_AES_KEY", "", "", "", "the EncodingAESKey (43 letters and digits)" + account + "; unset: plain mode", func(value string) (ok bool) {
-			var err error
-			c.aesKey, err = parseAESKey(value)
-			return value == "" || err == nil
+		{"WECHAT_APPID", "", "", "the appID (wx and letters and digits)" + account, text(&c.appID, `wx[0-9A-Za-z]+`)},
+		{"WECHAT_APPSECRET", "", "", "the appsecret (letters and digits)" + account, text(&c.appSecret, `[0-9A-Za-z]+`)},
+		{"WECHAT_TOKEN", "", "", "the Token (3-32 letters and digits) that you make up and type into the interface configuration (接口配置信息)" + account, text(&c.token, `[0-9A-Za-z]{3,32}`)},
+		{"WECHAT_AES_KEY", "", "", "the EncodingAESKey (43 letters and digits)" + account + "; unset: plain mode", func(value string) bool {
+			return value == "" || parsed(&c.aesKey, parseAESKey)(value)
 		}},
-		{"WECHAT_API_BASE", "", "https://api.weixin.qq.com", "", "http(s)://host[:port][/path] in place of WeChat's API", link(&c.apiBase, base)},
-		{"WECHAT_OPEN_BASE", "", "https://open.weixin.qq.com", "", "the same for the authorize page", link(&c.openBase, base)},
-		{"WECHAT_MP_BASE", "", "https://mp.weixin.qq.com", "", "the same for the pictures of QR codes", link(&c.mpBase, base)},
-		{"SESSION_SECRET", "", rand.Text() + rand.Text(), "", "what signs sessions: 32 bytes or more, or several such, comma-separated (openssl rand -hex 32)", list(&c.sessionSecrets, `(?s).{32,}`)},
-		{"METRICS_TOKEN", "", "", "", "what opens /metrics to others than loopback", text(&c.metricsToken, `[!-~]*`)},
-		{"PUBLIC_URL", "url", "", "http://127.0.0.1", "http(s)://host[:port] without a path, where phones reach us", link(&c.publicURL, origin)},
-		{"ADDR", "addr", ":8080", "127.0.0.1:8080", "host:port to listen on, or unix:/path of a socket", text(&c.addr, `(?s).+`)},
-		{"TICKET_TTL", "ttl", "5m", "", "the life of a QR code: whole seconds from 1s to 720h", duration(&c.ttl, time.Second, time.Second, 720*time.Hour)},
-		{"MAX_TICKETS", "max-tickets", "100000", "", "the number of live tickets before 503", number(&c.maxTickets, 1, 1e9)},
-		{"WECHAT_SCOPE", "scope", "snsapi_base", "", "snsapi_base, or snsapi_userinfo for the profile", text(&c.scope, `snsapi_(base|userinfo)`)},
-		{"QR_RATE", "qr-rate", "60", "", "QR codes a minute for one client, to 1000; 0: no limit", number(&c.qrRate, 0, 1000)},
-		{"TRUSTED_PROXIES", "trusted-proxies", "", "", "CIDRs, besides loopback, whose X-Forwarded-For counts", func(value string) bool {
-			var cidrs []string
-			list(&cidrs, "")(value)
-			return !slices.ContainsFunc(cidrs, func(cidr string) bool {
-				prefix, err := netip.ParsePrefix(cidr)
-				c.trusted = append(c.trusted, prefix.Masked())
-				return err != nil
-			})
+		{"WECHAT_API_BASE", "", "https://api.weixin.qq.com", "http(s)://host[:port][/path] in place of WeChat's API", link(&c.apiBase, base)},
+		{"WECHAT_OPEN_BASE", "", "https://open.weixin.qq.com", "the same for the authorize page", link(&c.openBase, base)},
+		{"WECHAT_MP_BASE", "", "https://mp.weixin.qq.com", "the same for the pictures of QR codes", link(&c.mpBase, base)},
+		{"SESSION_SECRET", "", rand.Text() + rand.Text(), "what signs sessions: 32 bytes or more, or several such, comma-separated (openssl rand -hex 32)", listed(&c.sessionSecrets, like(`(?s).{32,}`))},
+		{"METRICS_TOKEN", "", "", "what opens /metrics to others than loopback", text(&c.metricsToken, `[!-~]*`)},
+		{"PUBLIC_URL", "url", "", "http(s)://host[:port] without a path, where phones reach us", func(value string) bool {
+			return value == "" && c.demo || link(&c.publicURL, origin)(value) // -demo knows once it listens
 		}},
-		{"PUSH_MAX_SKEW", "push-max-skew", "10m", "", "how old or early a push may be; 0: any", duration(&c.maxSkew, 1, 0, math.MaxInt64)},
-		{"SESSION_TTL", "session-ttl", "24h", "", "the life of a session: whole seconds from 1m to 8760h", duration(&c.sessionTTL, time.Second, time.Minute, 8760*time.Hour)},
-		{"CONFIRM", "confirm", "false", "", "true: a scan must be confirmed on the phone", func(value string) bool {
-			var err error
-			c.confirm, err = strconv.ParseBool(value)
-			return err == nil
-		}},
-		{"ALLOWED_ORIGINS", "allowed-origins", "", "", "exact origins of other front ends, comma-separated", list(&c.allowedOrigins, origin)},
-		{"WECHAT_VERIFY_FILE", "verify-file", "", "", "MP_verify_xxx.txt, the file that proves a domain", text(&c.verifyFile, `(MP_verify_[0-9A-Za-z]+\.txt)?`)},
-		{"TLS_CERT", "tls-cert", "", "", "the file of a certificate chain, for https", text(&c.tlsCert, `(?s).*`)},
-		{"TLS_KEY", "tls-key", "", "", "the file of its key", text(&c.tlsKey, `(?s).*`)},
-		{"LOG_LEVEL", "log-level", "info", "", "debug, info, warn or error", func(value string) bool { return c.logLevel.UnmarshalText([]byte(value)) == nil }},
-		{"LOG_FORMAT", "log-format", "text", "", "text or json", text(&c.logFormat, `text|json`)},
+		{"ADDR", "addr", ":8080", "host:port to listen on, or unix:/path of a socket", text(&c.addr, `(?s).+`)},
+		{"TICKET_TTL", "ttl", "5m", "the life of a QR code: whole seconds from 1s to 720h",
+			within(&c.ttl, time.ParseDuration, time.Second, time.Second, 720*time.Hour)},
+		{"MAX_TICKETS", "max-tickets", "100000", "the number of live tickets before 503", within(&c.maxTickets, strconv.Atoi, 1, 1, 1e9)},
+		{"WECHAT_SCOPE", "scope", "snsapi_base", "snsapi_base, or snsapi_userinfo for the profile", text(&c.scope, `snsapi_(base|userinfo)`)},
+		{"QR_RATE", "qr-rate", "60", "QR codes a minute for one client, to 1000; 0: no limit", within(&c.qrRate, strconv.Atoi, 1, 0, 1000)},
+		{"TRUSTED_PROXIES", "trusted-proxies", "", "CIDRs, besides loopback, whose X-Forwarded-For counts", listed(&c.trusted, netip.ParsePrefix)},
+		{"PUSH_MAX_SKEW", "push-max-skew", "10m", "how old or early a push may be; 0: any", within(&c.maxSkew, time.ParseDuration, 1, 0, math.MaxInt64)},
+		{"SESSION_TTL", "session-ttl", "24h", "the life of a session: whole seconds from 1m to 8760h",
+			within(&c.sessionTTL, time.ParseDuration, time.Second, time.Minute, 8760*time.Hour)},
+		{"CONFIRM", "confirm", "false", "true: a scan must be confirmed on the phone", parsed(&c.confirm, strconv.ParseBool)},
+		{"ALLOWED_ORIGINS", "allowed-origins", "", "exact origins of other front ends, comma-separated", listed(&c.allowedOrigins, like(origin))},
+		{"WECHAT_VERIFY_FILE", "verify-file", "", "MP_verify_xxx.txt, the file that proves a domain", text(&c.verifyFile, `(MP_verify_[0-9A-Za-z]+\.txt)?`)},
+		{"TLS_CERT", "tls-cert", "", "the file of a certificate chain, for https", text(&c.tlsCert, `(?s).*`)},
+		{"TLS_KEY", "tls-key", "", "the file of its key", text(&c.tlsKey, `(?s).*`)},
+		{"LOG_LEVEL", "log-level", "info", "debug, info, warn or error", func(value string) bool { return c.logLevel.UnmarshalText([]byte(value)) == nil }},
+		{"LOG_FORMAT", "log-format", "text", "text or json", text(&c.logFormat, `text|json`)},
 	}
 }
 
@@ -413,21 +381,19 @@ func parseConfig(args []string, getenv func(string) string, help io.Writer) (con
 	case (given["TLS_CERT"] == "") != (given["TLS_KEY"] == ""):
 		return c, errors.New("TLS_CERT and TLS_KEY (-tls-cert, -tls-key): set both, or neither")
 	}
+	var inDemo map[string]string // the defaults that are others with -demo
+	if c.demo {
+		inDemo = map[string]string{"WECHAT_APPID": "wx0123456789abcdef", "WECHAT_APPSECRET": "simulated", "WECHAT_TOKEN": "simulated", "ADDR": "127.0.0.1:8080"}
+	}
 	for _, s := range settings {
-		value := cmp.Or(given[s.env], s.byDefault)
-		if c.demo {
-			value = cmp.Or(given[s.env], s.inDemo, s.byDefault)
-		}
-		wrong := "is malformed"
+		value, wrong := cmp.Or(given[s.env], inDemo[s.env], s.byDefault), "is malformed"
 		if value == "" {
 			wrong = "is not set"
 		}
 		if !s.set(value) {
-			return c, fmt.Errorf("%s %s: it is %s; without an account, try wxscan -demo", &s, wrong, s.is)
+			name := strings.TrimSuffix(s.env+" (-"+s.flag+")", " (-)")
+			return c, fmt.Errorf("%s %s: it is %s; without an account, try wxscan -demo", name, wrong, s.is)
 		}
-	}
-	if c.demo && given["PUBLIC_URL"] == "" {
-		c.publicURL = "" // until we know where we listen
 	}
 	return c, nil
 }

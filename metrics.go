@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"maps"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -17,14 +18,14 @@ import (
 type metrics struct {
 	waiting atomic.Int64 // parked polls
 
-	mu     sync.Mutex               // guards the fields below
-	counts map[string]int           // by series
-	toTell [len(toldWithin) + 1]int // scans by the time to the browser's answer
-	told   time.Duration            // the sum of these times
+	mu     sync.Mutex           // guards the fields below
+	counts map[string]int       // by series
+	toTell [len(toldWithin)]int // scans by the time to the browser's answer
+	told   time.Duration        // the sum of these times
 }
 
 // toldWithin are the upper bounds of the histogram's buckets, in seconds.
-var toldWithin = [...]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
+var toldWithin = [...]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, math.Inf(1)}
 
 // count adds one to a series, such as wxscan_tickets_total{flow="scan"}.
 func (m *metrics) count(format string, args ...any) {
@@ -95,7 +96,6 @@ func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
 		sum += m.toTell[i]
 		fmt.Fprintf(&page, "wxscan_scan_to_answer_seconds_bucket{le=\"%g\"} %d\n", within, sum)
 	}
-	sum += m.toTell[len(toldWithin)]
-	fmt.Fprintf(&page, "wxscan_scan_to_answer_seconds_bucket{le=\"+Inf\"} %[1]d\nwxscan_scan_to_answer_seconds_sum %[2]g\nwxscan_scan_to_answer_seconds_count %[1]d\n", sum, m.told.Seconds())
+	fmt.Fprintf(&page, "wxscan_scan_to_answer_seconds_sum %g\nwxscan_scan_to_answer_seconds_count %d\n", m.told.Seconds(), sum)
 	return write(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", page.Bytes())
 }

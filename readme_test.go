@@ -48,7 +48,7 @@ func TestREADMENamesTheSettingsThatExist(t *testing.T) {
 		for _, s := range new(config).settings() {
 			row := regexp.MustCompile("(?m)^\\|[^|]*`" + s.env + "`[^|]*\\|[^|]*" + strings.Replace("`-"+s.flag+"`", "`-`", "", 1) + "[^|]*\\|")
 			if !row.MatchString(text) {
-				t.Errorf("%s is not in the table of settings", &s)
+				t.Errorf("%s is not in the table of settings", s.env)
 			}
 			envs, flags = append(envs, s.env), append(flags, s.flag)
 		}

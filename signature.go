@@ -71,18 +71,13 @@ func (k *aesKey) open(encrypt, appID string) ([]byte, error) {
 		return nil, errSealed
 	}
 	cipher.NewCBCDecrypter(k.block, k.iv).CryptBlocks(plain, plain)
-	pad := int(plain[len(plain)-1])
+	pad := plain[len(plain)-1]
+	body, padded := bytes.CutSuffix(plain, bytes.Repeat([]byte{pad}, int(pad)))
+	body, ours := bytes.CutSuffix(body, []byte(appID))
 	const header = 16 + 4 // random, length
-	if pad < 1 || pad > padBlock || len(plain) < header+pad {
+	if pad < 1 || pad > padBlock || !padded || !ours || len(body) < header ||
+		int(binary.BigEndian.Uint32(body[16:])) != len(body)-header {
 		return nil, errSealed
 	}
-	body, padding := plain[header:len(plain)-pad], plain[len(plain)-pad:]
-	size := int64(binary.BigEndian.Uint32(plain[16:header]))
-	switch {
-	case bytes.Count(padding, padding[:1]) != pad,
-		size > int64(len(body)),
-		string(body[size:]) != appID:
-		return nil, errSealed
-	}
-	return body[:size], nil
+	return body[header:], nil
 }

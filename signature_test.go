@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/cipher"
 	"encoding/base64"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -38,8 +39,9 @@ func TestSignature(t *testing.T) {
 		{"899cf89e464efb63f54ddac96b0a0a235f53aa78", []string{docToken, "1714037059", "486452656"}},
 		{"046e02f8204d34f8ba5fa3b1db94908f3df2e9b3", []string{docToken, "1714112445", "415670741", docEncrypt}},
 	} {
-		if got := signature(test.parts...); got != test.want {
-			t.Errorf("signature(%.30q) = %q, want %q", test.parts, got, test.want)
+		given := slices.Clone(test.parts)
+		if got := signature(test.parts...); got != test.want || !slices.Equal(test.parts, given) {
+			t.Errorf("signature(%.30q) = %q, want %q; the parts are now %.30q", given, got, test.want, test.parts)
 		}
 		if !verify(test.want, test.parts...) {
 			t.Errorf("verify refuses %q", test.want)
@@ -49,14 +51,6 @@ func TestSignature(t *testing.T) {
 				t.Errorf("verify lets %q through", wrong)
 			}
 		}
-	}
-}
-
-func TestSignatureLeavesItsArgumentsInOrder(t *testing.T) {
-	parts := []string{"c", "b", "a"}
-	signature(parts...)
-	if strings.Join(parts, "") != "cba" {
-		t.Errorf("parts are now %q", parts)
 	}
 }
 
@@ -83,6 +77,12 @@ func TestWhatDoesNotOpenFailsAlike(t *testing.T) {
 	key := testKey(t, docKey)
 	flipped := []byte(docEncrypt)
 	flipped[len(flipped)-10] ^= 1
+	random := strings.Repeat("r", 16)
+	encrypted := func(plain string) string {
+		sealed := []byte(plain)
+		cipher.NewCBCEncrypter(key.block, key.iv).CryptBlocks(sealed, sealed)
+		return base64.StdEncoding.EncodeToString(sealed)
+	}
 	for name, sealed := range map[string]string{
 		"empty":             "",
 		"not base64":        "!",
@@ -93,6 +93,13 @@ func TestWhatDoesNotOpenFailsAlike(t *testing.T) {
 		"somebody else's":   key.seal(make([]byte, 16), []byte("hello"), "wx0000000000000000"),
 		"appid prolonged":   key.seal(make([]byte, 16), []byte("hello"), docAppID+"x"),
 		"under another key": testKey(t, strings.Repeat("B", 43)).seal(make([]byte, 16), []byte("hello"), docAppID),
+
+		"padding of 0":                encrypted(random + "\x00\x00\x00\x05hello" + strings.Repeat("x", 22) + "\x00"),
+		"padding of 37":               encrypted(random + "\x00\x00\x00\x05hello" + docAppID + strings.Repeat("\x25", 37)),
+		"padding that is not uniform": encrypted(random + "\x00\x00\x00\x05hello" + docAppID + "\x01\x01\x01\x01\x05"),
+		"shorter than its header":     encrypted(strings.Repeat("\x10", 16)),
+		"a message beyond the end":    encrypted(random + "\x00\x00\x03\xe8hello" + docAppID + strings.Repeat("\x05", 5)),
+		"a message of 4 GiB":          encrypted(random + "\xff\xff\xff\xffhello" + docAppID + strings.Repeat("\x05", 5)),
 	} {
 		if got, err := key.open(sealed, docAppID); err != errSealed {
 			t.Errorf("%s: open = %q, %v, want errSealed", name, got, err)
@@ -106,7 +113,7 @@ func TestParseAESKey(t *testing.T) {
 			t.Errorf("parseAESKey(%q): %v", s, err)
 		}
 	}
-	for _, s := range []string{"", docKey[1:], docKey + "A", docKey[1:] + "\n", docKey[1:] + "!", docKey[1:] + "="} {
+	for _, s := range []string{"", docKey[1:], docKey + "A", docKey + "\n", docKey[1:] + "\n", docKey[1:] + "!", docKey[1:] + "="} {
 		if _, err := parseAESKey(s); err == nil {
 			t.Errorf("parseAESKey(%q) gives no error", s)
 		}
@@ -140,26 +147,4 @@ func FuzzOpen(f *testing.F) {
 			t.Errorf("open = %v, want errSealed", err)
 		}
 	})
-}
-
-func TestSealedGarbageDoesNotPanic(t *testing.T) {
-	key := testKey(t, docKey)
-	header := func(size string) string { return strings.Repeat("r", 16) + size }
-	for name, plain := range map[string]string{
-		"padding of 0":                header("\x00\x00\x00\x05") + "hello" + strings.Repeat("x", 22) + "\x00",
-		"padding of 37":               header("\x00\x00\x00\x05") + "hello" + docAppID + strings.Repeat("\x25", 37),
-		"padding that is not uniform": header("\x00\x00\x00\x05") + "hello" + docAppID + "\x01\x01\x01\x01\x05",
-		"shorter than its header":     strings.Repeat("\x10", 16),
-		"a message beyond the end":    header("\x00\x00\x03\xe8") + "hello" + docAppID + strings.Repeat("\x05", 5),
-		"a message of 4 GiB":          header("\xff\xff\xff\xff") + "hello" + docAppID + strings.Repeat("\x05", 5),
-	} {
-		sealed := []byte(plain)
-		cipher.NewCBCEncrypter(key.block, key.iv).CryptBlocks(sealed, sealed)
-		if got, err := key.open(base64.StdEncoding.EncodeToString(sealed), docAppID); err != errSealed {
-			t.Errorf("%s: open = %q, %v, want errSealed", name, got, err)
-		}
-	}
-	if _, err := parseAESKey(docKey + "\n"); err == nil { // which base64 would overlook
-		t.Error("a key with a line's end is accepted")
-	}
 }
