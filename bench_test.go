@@ -38,7 +38,7 @@ func quietServer(b *testing.B, tickets int) (*server, []string) {
 	secrets := make([]string, tickets)
 	for i := range secrets {
 		secrets[i] = "ticket" + strconv.Itoa(i)
-		must(b, s.tickets.begin(secrets[i], flowScan, "http://weixin.qq.com/q/02abcdefghijklmnop", nil))
+		must(b, s.tickets.begin(secrets[i], "http://weixin.qq.com/q/02abcdefghijklmnop", nil))
 	}
 	return s, secrets
 }
@@ -74,7 +74,7 @@ func BenchmarkPush(b *testing.B) {
 	for b.Loop() {
 		b.StopTimer()
 		ticket := "push" + strconv.Itoa(i)
-		must(b, s.tickets.begin(ticket, flowScan, "", nil))
+		must(b, s.tickets.begin(ticket, "x", nil))
 		timestamp, nonce := strconv.FormatInt(time.Now().Unix(), 10), strconv.Itoa(i)
 		query := url.Values{"timestamp": {timestamp}, "nonce": {nonce}, "signature": {signature(s.config.token, timestamp, nonce)}}
 		r := httptest.NewRequest("POST", "/wechat/message?"+query.Encode(), strings.NewReader(pushXML("openid", "SCAN", "scene", ticket)))
@@ -122,7 +122,7 @@ func BenchmarkStore(b *testing.B) {
 			b.ReportAllocs()
 			i := 0
 			for b.Loop() {
-				if s.tickets.begin(b.Name()+strconv.Itoa(i), flowScan, "", nil) != nil {
+				if s.tickets.begin(b.Name()+strconv.Itoa(i), "x", nil) != nil {
 					b.Fatal("full")
 				}
 				i++

@@ -176,7 +176,7 @@ func TestPollHearsOfEachStep(t *testing.T) {
 func TestOneDecisionUnderAnyRace(t *testing.T) {
 	s := newStore(time.Minute, 10)
 	s.confirm = true
-	must(t, s.begin("t", flowScan, "", nil))
+	must(t, s.begin("t", "x", nil))
 	s.complete(digest("t"), flowScan, login{OpenID: "alice"})
 	ticket := s.find(digest("t"))
 	secret := ticket.state.Load().secret

@@ -198,7 +198,7 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 	first := s.tickets.complete(digest(push.Ticket), flowScan, login{OpenID: push.FromUserName})
 	t := s.tickets.find(digest(push.Ticket))
 	confirm := s.confirmURL(t)
-	if !first && (confirm == "" || t.flow != flowScan || t.state.Load().login.OpenID != push.FromUserName) {
+	if !first && (confirm == "" || t.flow() != flowScan || t.state.Load().login.OpenID != push.FromUserName) {
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
 	now := time.Now()
@@ -284,18 +284,18 @@ func (s *server) beginScan(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.begin(w, r, flowScan, ticket, says, s.wechat.qrImageURL(ticket))
+	return s.begin(w, r, ticket, says, s.wechat.qrImageURL(ticket))
 }
 
 // beginAuth begins flow B. It asks nothing of WeChat.
 func (s *server) beginAuth(w http.ResponseWriter, r *http.Request) error {
 	ticket := rand.Text()
-	return s.begin(w, r, flowAuth, ticket, "", s.config.publicURL+"/wechat/qr.png?ticket="+ticket)
+	return s.begin(w, r, ticket, "", s.config.publicURL+"/wechat/qr.png?ticket="+ticket)
 }
 
 // begin gives a browser its ticket.
-func (s *server) begin(w http.ResponseWriter, r *http.Request, flow flow, ticket, says, picture string) error {
-	if err := s.tickets.begin(ticket, flow, says, s.asker(r)); err != nil {
+func (s *server) begin(w http.ResponseWriter, r *http.Request, ticket, says, picture string) error {
+	if err := s.tickets.begin(ticket, says, s.asker(r)); err != nil {
 		return err
 	}
 	says, _ = s.says(ticket)
@@ -306,10 +306,10 @@ func (s *server) begin(w http.ResponseWriter, r *http.Request, flow flow, ticket
 // no such ticket.
 func (s *server) says(ticket string) (text string, ok bool) {
 	t := s.tickets.find(digest(ticket))
-	switch {
-	case t == nil:
+	switch st, _ := s.tickets.look(t); {
+	case st == expired:
 		return "", false
-	case t.flow == flowScan:
+	case t.flow() == flowScan:
 		return t.says, true
 	}
 	return s.wechat.authorizeURL(s.config.publicURL+"/wechat/accessusercode", t.key.String()), true
@@ -447,7 +447,7 @@ func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 func (s *server) redeem(r *http.Request) (t *ticket, reason string) {
 	query := r.URL.Query()
 	t = s.tickets.find(parseKey(query.Get("state")))
-	if t == nil || t.flow != flowAuth {
+	if st, _ := s.tickets.look(t); st == expired || t.flow() != flowAuth {
 		return nil, "expired"
 	}
 	code := query.Get("code")

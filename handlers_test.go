@@ -683,7 +683,7 @@ func TestRetryHasNoEffectOnALaterTicket(t *testing.T) {
 	w := newWorld(t)
 	query, push := w.signed(), pushXML("mallory", "SCAN", "s", "known-later")
 	w.do("POST", "/wechat/message?"+query, push)
-	must(t, w.tickets.begin("known-later", flowScan, "x", nil))
+	must(t, w.tickets.begin("known-later", "x", nil))
 	if out := w.do("POST", "/wechat/message?"+query, push); out.Body.String() != "success" || w.check(t, "known-later", "").Login {
 		t.Errorf("a replay logs in: %s", out.Body)
 	}

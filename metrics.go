@@ -48,13 +48,13 @@ func (m *metrics) tell(after time.Duration) {
 // that ties the steps of one login together.
 func (s *server) step(t *ticket, step string) {
 	if s.talk.pass(step) == 0 {
-		s.log.Info("login "+step, "login", t.key.String()[:8], "flow", t.flow)
+		s.log.Info("login "+step, "login", t.key.String()[:8], "flow", t.flow())
 	}
 	switch step {
 	case "begun":
-		s.metrics.count("wxscan_tickets_total{flow=%q}", t.flow)
+		s.metrics.count("wxscan_tickets_total{flow=%q}", t.flow())
 	case "done", "declined", "expired":
-		s.metrics.count("wxscan_logins_total{flow=%q,outcome=%q}", t.flow, step)
+		s.metrics.count("wxscan_logins_total{flow=%q,outcome=%q}", t.flow(), step)
 	}
 }
 

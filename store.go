@@ -95,15 +95,25 @@ type moment = time.Duration
 // which nobody ever scans: each byte counts.
 type ticket struct {
 	key      key
-	flow     flow
-	says     string // flow A: what the QR code says; B's follows from key
-	asker    *asker // who asked for the ticket; nil unless logins are to be confirmed
-	deadline moment // end of the wait
-
-	state    atomic.Pointer[state] // set under store.mu
-	changed  chan struct{}         // closed when the state changes; nil while nobody waits; guarded by store.mu
-	outcomes map[key]func() error  // flow B: by each code tried so far; guarded by store.mu
+	says     string                // flow A: what the QR code says; "" in flow B, where it follows from key
+	deadline moment                // end of the wait
+	state    atomic.Pointer[state] // nil while nobody has scanned; set under store.mu
+	*extras                        // set before the ticket is found, or under store.mu
 	next     *ticket               // in the store's line; guarded by store.mu
+}
+
+// The extras of a ticket are what only few of them need.
+type extras struct {
+	asker    *asker               // who asked for the ticket; set if logins are to be confirmed
+	changed  chan struct{}        // closed when the state changes; nil while nobody waits; guarded by store.mu
+	outcomes map[key]func() error // flow B: by each code tried so far; guarded by store.mu
+}
+
+func (t *ticket) flow() flow {
+	if t.says == "" {
+		return flowAuth
+	}
+	return flowScan
 }
 
 // A store holds the live tickets, in memory only.
@@ -146,18 +156,20 @@ func (s *store) count() int {
 	return s.live
 }
 
-// begin makes secret the ticket of a wait that starts now. It returns
-// errTooManyTickets at the cap, and an error rather than give one ticket to two
-// browsers.
-func (s *store) begin(secret string, flow flow, says string, asker *asker) error {
-	t := &ticket{key: digest(secret), flow: flow, says: says, asker: asker}
+// begin makes secret the ticket of a wait that starts now: of flow A, with what
+// its QR code says, or of flow B, with "". It returns errTooManyTickets at the
+// cap, and an error rather than give one ticket to two browsers.
+func (s *store) begin(secret, says string, asker *asker) error {
+	t := &ticket{key: digest(secret), says: says}
+	if asker != nil {
+		t.extras = &extras{asker: asker}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.live >= s.max {
 		return errTooManyTickets
 	}
 	t.deadline = time.Since(s.start) + s.ttl
-	t.state.Store(pending)
 	if _, loaded := s.tickets.LoadOrStore(t.key, t); loaded {
 		return errors.New("this ticket was issued before")
 	}
@@ -172,14 +184,10 @@ func (s *store) begin(secret string, flow flow, says string, asker *asker) error
 	return nil
 }
 
-// find returns a live ticket: one that waits, or whose result can still be
-// read; nil if there is none.
+// find returns a ticket, which may have expired just now; nil if there is none.
 func (s *store) find(key key) *ticket {
 	v, _ := s.tickets.Load(key)
 	t, _ := v.(*ticket)
-	if st, _ := s.look(t); st == expired {
-		return nil
-	}
 	return t
 }
 
@@ -189,7 +197,7 @@ func (s *store) look(t *ticket) (st *state, left time.Duration) {
 	if t == nil {
 		return expired, 0
 	}
-	st = t.state.Load()
+	st = cmp.Or(t.state.Load(), pending)
 	left = cmp.Or(st.ends, t.deadline) - time.Since(s.start)
 	if left <= 0 {
 		return expired, 0
@@ -204,7 +212,7 @@ func (s *store) complete(key key, flow flow, who login) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := s.find(key)
-	if st, _ := s.look(t); st != pending || t.flow != flow {
+	if st, _ := s.look(t); st != pending || t.flow() != flow {
 		return false
 	}
 	s.step(t, "scanned")
@@ -255,7 +263,7 @@ func (s *store) finishLocked(t *ticket, st *state) {
 // changeLocked gives a ticket its next state, and wakes who waits for that.
 func (s *store) changeLocked(t *ticket, st *state) {
 	t.state.Store(st)
-	if t.changed != nil {
+	if t.extras != nil && t.changed != nil {
 		close(t.changed)
 		t.changed = nil
 	}
@@ -268,6 +276,7 @@ func (s *store) changeLocked(t *ticket, st *state) {
 // ticket expired meanwhile, or maxCodes have been tried.
 func (s *store) redeem(t *ticket, code string, exchange func() (login, error)) error {
 	s.mu.Lock()
+	t.extras = cmp.Or(t.extras, new(extras))
 	outcome, seen := t.outcomes[digest(code)]
 	if !seen {
 		if st, _ := s.look(t); st != pending || len(t.outcomes) == maxCodes {
@@ -299,6 +308,9 @@ func (s *store) wait(ctx context.Context, t *ticket, seen status, d time.Duratio
 		s.mu.Unlock()
 		return
 	}
+	if t.extras == nil {
+		t.extras = new(extras)
+	}
 	if t.changed == nil {
 		t.changed = make(chan struct{})
 	}
@@ -322,7 +334,7 @@ func (s *store) sweep() {
 			s.sweeper.Reset(left)
 			return
 		}
-		if t.state.Load().ends == 0 {
+		if cmp.Or(t.state.Load(), pending).ends == 0 {
 			s.step(t, "expired")
 			s.forgetLocked(t)
 		}

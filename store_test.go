@@ -38,7 +38,7 @@ func TestDigest(t *testing.T) {
 func TestTicketExpiresToTheNanosecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(5*time.Minute, 10)
-		must(t, s.begin("t", flowScan, "", nil))
+		must(t, s.begin("t", "x", nil))
 		time.Sleep(5*time.Minute - 1)
 		if got := s.status("t"); got != statusPending {
 			t.Errorf("1 ns before its end the ticket is %q", got)
@@ -60,7 +60,7 @@ func TestTicketExpiresToTheNanosecond(t *testing.T) {
 func TestResultStaysReadableThenGoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(time.Minute, 10)
-		must(t, s.begin("t", flowScan, "", nil))
+		must(t, s.begin("t", "x", nil))
 		time.Sleep(59 * time.Second)
 		if !s.complete(digest("t"), flowScan, login{OpenID: "alice"}) {
 			t.Fatal("a live ticket does not log in")
@@ -89,7 +89,7 @@ func TestSweepForgetsEachTicketAtItsOwnTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(10*time.Second, 100)
 		for i := range 10 { // tickets 0, 3, 6, 9 are done 5 s after they begin
-			must(t, s.begin(strconv.Itoa(i), flowScan, "", nil))
+			must(t, s.begin(strconv.Itoa(i), "x", nil))
 			if i%3 == 0 {
 				time.AfterFunc(5*time.Second, func() { s.complete(digest(strconv.Itoa(i)), flowScan, login{OpenID: "o"}) })
 			}
@@ -115,7 +115,7 @@ func TestSweepForgetsEachTicketAtItsOwnTime(t *testing.T) {
 
 func TestFirstScanWinsForGood(t *testing.T) {
 	s := newStore(time.Minute, 10)
-	must(t, s.begin("t", flowScan, "", nil))
+	must(t, s.begin("t", "x", nil))
 	var wins atomic.Int32
 	var winner atomic.Value
 	var wg sync.WaitGroup
@@ -136,8 +136,8 @@ func TestFirstScanWinsForGood(t *testing.T) {
 
 func TestTicketBelongsToItsFlow(t *testing.T) {
 	s := newStore(time.Minute, 10)
-	must(t, s.begin("a", flowScan, "", nil))
-	must(t, s.begin("b", flowAuth, "", nil))
+	must(t, s.begin("a", "x", nil))
+	must(t, s.begin("b", "", nil))
 	if s.complete(digest("a"), flowAuth, login{OpenID: "o"}) || s.complete(digest("b"), flowScan, login{OpenID: "o"}) {
 		t.Error("a ticket is completed through the other flow")
 	}
@@ -148,8 +148,8 @@ func TestTicketBelongsToItsFlow(t *testing.T) {
 
 func TestTicketIsIssuedOnce(t *testing.T) {
 	s := newStore(time.Minute, 10)
-	must(t, s.begin("t", flowScan, "", nil))
-	if s.begin("t", flowScan, "", nil) == nil {
+	must(t, s.begin("t", "x", nil))
+	if s.begin("t", "x", nil) == nil {
 		t.Error("one ticket is given to two browsers")
 	}
 }
@@ -157,16 +157,16 @@ func TestTicketIsIssuedOnce(t *testing.T) {
 func TestCapFreesExactlyAtExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(time.Minute, 2)
-		must(t, s.begin("1", flowScan, "", nil))
+		must(t, s.begin("1", "x", nil))
 		time.Sleep(time.Second)
-		must(t, s.begin("2", flowScan, "", nil))
-		if err := s.begin("3", flowScan, "", nil); !errors.Is(err, errTooManyTickets) || s.count() != 2 {
+		must(t, s.begin("2", "x", nil))
+		if err := s.begin("3", "x", nil); !errors.Is(err, errTooManyTickets) || s.count() != 2 {
 			t.Errorf("over the cap: %v", err)
 		}
 		time.Sleep(59 * time.Second)
 		synctest.Wait()
-		must(t, s.begin("3", flowScan, "", nil))
-		if err := s.begin("4", flowScan, "", nil); !errors.Is(err, errTooManyTickets) {
+		must(t, s.begin("3", "x", nil))
+		if err := s.begin("4", "x", nil); !errors.Is(err, errTooManyTickets) {
 			t.Errorf("over the cap again: %v", err)
 		}
 	})
@@ -175,7 +175,7 @@ func TestCapFreesExactlyAtExpiry(t *testing.T) {
 func TestAllWaitersWakeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(time.Minute, 10)
-		must(t, s.begin("t", flowScan, "", nil))
+		must(t, s.begin("t", "x", nil))
 		start := time.Now()
 		var told atomic.Int32
 		for range 100 {
@@ -212,7 +212,7 @@ func TestWaitEnds(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newStore(test.ttl, 10)
-				must(t, s.begin("t", flowScan, "", nil))
+				must(t, s.begin("t", "x", nil))
 				ctx, cancel := context.WithTimeout(t.Context(), test.cancel)
 				defer cancel()
 				start := time.Now()
@@ -229,7 +229,7 @@ func TestWaitEnds(t *testing.T) {
 func TestRedeem(t *testing.T) {
 	failure := errors.New("WeChat is down")
 	s := newStore(time.Minute, 10)
-	must(t, s.begin("t", flowAuth, "", nil))
+	must(t, s.begin("t", "", nil))
 	ticket := s.find(digest("t"))
 	var exchanges atomic.Int32
 	try := func(code string, err error) error {
@@ -266,7 +266,7 @@ func TestRedeem(t *testing.T) {
 
 func TestRedeemTriesFewCodes(t *testing.T) {
 	s := newStore(time.Minute, 10)
-	must(t, s.begin("t", flowAuth, "", nil))
+	must(t, s.begin("t", "", nil))
 	ticket := s.find(digest("t"))
 	exchanges := 0
 	for i := range 100 {
@@ -283,7 +283,7 @@ func TestRedeemTriesFewCodes(t *testing.T) {
 func TestResultGoesBeforeTheWaitWouldHaveEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(5*time.Minute, 1)
-		must(t, s.begin("t", flowScan, "", nil))
+		must(t, s.begin("t", "x", nil))
 		s.complete(digest("t"), flowScan, login{OpenID: "alice"})
 		time.Sleep(resultTTL)
 		synctest.Wait()
@@ -296,7 +296,7 @@ func TestResultGoesBeforeTheWaitWouldHaveEnded(t *testing.T) {
 func TestRedeemOfOneCodeDoesNotWaitForAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(time.Minute, 10)
-		must(t, s.begin("t", flowAuth, "", nil))
+		must(t, s.begin("t", "", nil))
 		ticket := s.find(digest("t"))
 		var exchanges atomic.Int32
 		slow := func() (login, error) {
@@ -319,7 +319,7 @@ func TestRedeemOfOneCodeDoesNotWaitForAnother(t *testing.T) {
 func TestRedeemOfATicketThatExpiresMeanwhileIsNoLogin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(time.Minute, 10)
-		must(t, s.begin("t", flowAuth, "", nil))
+		must(t, s.begin("t", "", nil))
 		ticket := s.find(digest("t"))
 		err := s.redeem(ticket, "code", func() (login, error) {
 			time.Sleep(time.Minute)
@@ -335,7 +335,7 @@ func TestFirstScanWinsARace(t *testing.T) {
 	s := newStore(time.Minute, 10_000)
 	for i := range 5000 {
 		secret := strings.Repeat("t", i)
-		must(t, s.begin(secret, flowScan, "", nil))
+		must(t, s.begin(secret, "x", nil))
 		var wins atomic.Int32
 		var wg sync.WaitGroup
 		start := make(chan struct{})
