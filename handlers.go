@@ -379,7 +379,8 @@ func (s *server) tell(w http.ResponseWriter, r *http.Request, t *ticket) error {
 	answer := pollAnswer{Login: st.status == statusDone, Status: st.status}
 	switch st.status {
 	case statusPending: // nearly every answer
-		body := strconv.AppendInt([]byte(`{"login":false,"status":"pending","expiresIn":`), int64(ceil(left)), 10)
+		body := append(make([]byte, 0, 64), `{"login":false,"status":"pending","expiresIn":`...)
+		body = strconv.AppendInt(body, int64(ceil(left)), 10)
 		return write(w, http.StatusOK, "application/json", append(body, "}\n"...))
 	case statusScanned:
 		answer.Number, answer.ExpiresIn = number(t.key), ceil(left)

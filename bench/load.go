@@ -52,7 +52,7 @@ func run(args []string) error {
 
 // floor parks a poll that has wait=, as wxscan does, and answers any other at once.
 func floor(addr string) error {
-	body := []byte("{\"login\":false,\"status\":\"pending\",\"expiresIn\":300}\n" + strings.Repeat(" ", 420)) // and wxscan's headers
+	body := []byte("{\"login\":false,\"status\":\"pending\",\"expiresIn\":300}\n" + strings.Repeat(" ", 170)) // and wxscan's headers
 	return http.ListenAndServe(addr, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.Contains(r.URL.RawQuery, "wait=") {
 			<-r.Context().Done()
