@@ -12,7 +12,6 @@ import (
 	"html"
 	"io"
 	"log/slog"
-	"maps"
 	"math"
 	"net/http"
 	"net/url"
@@ -116,17 +115,23 @@ func (s *server) routes() http.Handler {
 // guard sets the security headers of every answer, keeps other sites from what
 // changes state, and lets the front ends of ALLOWED_ORIGINS use what a login takes.
 func (s *server) guard(mux *http.ServeMux) http.Handler {
-	headers := http.Header{
-		"Content-Security-Policy": {"default-src 'none'; frame-ancestors 'none'"},
-		"X-Content-Type-Options":  {"nosniff"},
-		"Referrer-Policy":         {"same-origin"}, // no-referrer would make the Origin of our own forms null
-		"Cache-Control":           {"no-store"},
+	headers := []struct {
+		name  string
+		value []string
+	}{
+		{"Content-Security-Policy", []string{"default-src 'none'; frame-ancestors 'none'"}},
+		{"X-Content-Type-Options", []string{"nosniff"}},
+		{"Referrer-Policy", []string{"same-origin"}}, // no-referrer would make the Origin of our own forms null
+		{"Cache-Control", []string{"no-store"}},
 	}
 	protection := http.NewCrossOriginProtection()
 	protection.AddInsecureBypassPattern("POST /wechat/message") // signed, and WeChat is no browser
 	protection.AddTrustedOrigin(s.config.publicURL)             // a proxy may have changed the Host
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		maps.Copy(w.Header(), headers)
+		header := w.Header()
+		for _, h := range headers {
+			header[h.name] = h.value
+		}
 		if len(s.config.allowedOrigins) > 0 && s.allow(w, r) {
 			return
 		}
@@ -576,7 +581,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 
 // write ends a handler: whether the client is still there is not its concern.
 func write(w http.ResponseWriter, status int, contentType string, body []byte) error {
-	w.Header().Set("Content-Type", contentType)
+	w.Header()["Content-Type"] = []string{contentType}
 	w.WriteHeader(status)
 	w.Write(body)
 	return nil

@@ -96,8 +96,9 @@ func park(n int, target string) error {
 	if err != nil {
 		return err
 	}
-	for i := range n { // from several addresses: one has 28,000 ports
-		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i/10000))}}
+	pid := os.Getpid()
+	for i := range n { // from addresses of its own: one has 28,000 ports, and those of the last run are not free yet
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, byte(pid>>8), byte(pid), byte(2+i/10000))}}
 		conn, err := dialer.Dial("tcp", u.Host)
 		if err != nil {
 			return err
