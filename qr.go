@@ -3,7 +3,7 @@ package main
 import "github.com/skip2/go-qrcode"
 
 // modulePixels is the width of a module in the PNG: whole, so that edges are sharp.
-const modulePixels = 6
+const modulePixels = 4
 
 // qrPNG draws a QR code, level Medium, with the border of 4 white modules that
 // scanners need. It fails when the text is too long, beyond some 2,300 bytes.
