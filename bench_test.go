@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha1"
 	"fmt"
 	"io"
 	"log/slog"
@@ -9,8 +10,11 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/skip2/go-qrcode"
 )
 
 // nobody is a client that does not look at what it is answered.
@@ -20,112 +24,154 @@ func (n nobody) Header() http.Header         { return n.header }
 func (n nobody) Write(p []byte) (int, error) { return len(p), nil }
 func (n nobody) WriteHeader(int)             {}
 
-// floor answers constant bytes, as the cheapest handler of net/http does.
+// floor is the cheapest handler of net/http: it reads the body, and answers
+// constant bytes.
 func floor(size int) http.Handler {
 	body := []byte(strings.Repeat("x", size))
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /wechat/checklogin", func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
 		w.Header().Set("Content-Type", "application/json")
 		w.Write(body)
 	})
-	return mux
 }
 
-func quietServer(b *testing.B, tickets int) (*server, []string) {
+// beside runs work after its floor, and reports how much of the floor's rate it
+// reaches: 1 is as fast.
+func beside(b *testing.B, name string, floor, work func(b *testing.B)) {
+	var least float64 // nanoseconds
+	each := func(b *testing.B) float64 { return float64(b.Elapsed()) / float64(b.N) }
+	b.Run(name+"/floor", func(b *testing.B) {
+		b.ReportAllocs()
+		floor(b)
+		least = each(b)
+	})
+	b.Run(name, func(b *testing.B) {
+		b.ReportAllocs()
+		work(b)
+		b.ReportMetric(least/each(b), "of-floor")
+	})
+}
+
+// serveAll lets h serve requests that prepare makes, a thousand at a time.
+func serveAll(h http.Handler, prepare func(i int) *http.Request) func(b *testing.B) {
+	return func(b *testing.B) {
+		requests := make([]*http.Request, 1000)
+		for i := 0; b.Loop(); i++ {
+			if i%len(requests) == 0 {
+				b.StopTimer()
+				for j := range requests {
+					requests[j] = prepare(i + j)
+				}
+				b.StartTimer()
+			}
+			h.ServeHTTP(nobody{make(http.Header, 8)}, requests[i%len(requests)])
+		}
+	}
+}
+
+func quietServer(b *testing.B, tickets int) *server {
 	c, err := parseConfig(nil, with("MAX_TICKETS=2000000", "TICKET_TTL=24h", "QR_RATE=0", "LOG_LEVEL=error"), io.Discard)
 	must(b, err)
 	s := newServer(c, slog.New(slog.DiscardHandler))
-	secrets := make([]string, tickets)
-	for i := range secrets {
-		secrets[i] = "ticket" + strconv.Itoa(i)
-		must(b, s.tickets.begin(secrets[i], "http://weixin.qq.com/q/02abcdefghijklmnop", nil))
+	for i := range tickets {
+		must(b, s.tickets.begin("ticket"+strconv.Itoa(i), "http://weixin.qq.com/q/02abcdefghijklmnop", nil))
 	}
-	return s, secrets
-}
-
-func serveAll(b *testing.B, h http.Handler, requests []*http.Request) {
-	b.ReportAllocs()
-	i := 0
-	for b.Loop() {
-		h.ServeHTTP(nobody{make(http.Header, 8)}, requests[i%len(requests)])
-		i++
-	}
+	return s
 }
 
 // BenchmarkPoll is a poll without wait, through all of the server's handlers.
 func BenchmarkPoll(b *testing.B) {
 	for _, tickets := range []int{10, 1000, 100_000, 1_000_000} {
-		s, secrets := quietServer(b, tickets)
-		requests := make([]*http.Request, 1000)
-		for i := range requests {
-			requests[i] = httptest.NewRequest("GET", "/wechat/checklogin?ticket="+secrets[i*7919%tickets], nil)
+		request := func(i int) *http.Request {
+			return httptest.NewRequest("GET", "/wechat/checklogin?ticket=ticket"+strconv.Itoa(i*7919%tickets), nil)
 		}
-		b.Run(fmt.Sprintf("tickets=%d", tickets), func(b *testing.B) { serveAll(b, s.routes(), requests) })
-		b.Run(fmt.Sprintf("tickets=%d/floor", tickets), func(b *testing.B) { serveAll(b, floor(56), requests) })
+		beside(b, fmt.Sprintf("tickets=%d", tickets), serveAll(floor(56), request), serveAll(quietServer(b, tickets).routes(), request))
 	}
 }
 
 // BenchmarkPush is a signed SCAN that completes a ticket.
 func BenchmarkPush(b *testing.B) {
-	s, _ := quietServer(b, 0)
-	handler := s.routes()
-	b.ReportAllocs()
-	i := 0
-	for b.Loop() {
-		b.StopTimer()
-		ticket := "push" + strconv.Itoa(i)
+	s := quietServer(b, 0)
+	pushes := 0
+	request := func(int) *http.Request {
+		pushes++
+		ticket := "push" + strconv.Itoa(pushes)
 		must(b, s.tickets.begin(ticket, "x", nil))
-		timestamp, nonce := strconv.FormatInt(time.Now().Unix(), 10), strconv.Itoa(i)
+		timestamp, nonce := strconv.FormatInt(time.Now().Unix(), 10), strconv.Itoa(pushes)
 		query := url.Values{"timestamp": {timestamp}, "nonce": {nonce}, "signature": {signature(s.config.token, timestamp, nonce)}}
-		r := httptest.NewRequest("POST", "/wechat/message?"+query.Encode(), strings.NewReader(pushXML("openid", "SCAN", "scene", ticket)))
-		i++
-		b.StartTimer()
-		handler.ServeHTTP(nobody{make(http.Header, 8)}, r)
+		return httptest.NewRequest("POST", "/wechat/message?"+query.Encode(), strings.NewReader(pushXML("openid", "SCAN", "scene", ticket)))
 	}
+	beside(b, "SCAN", serveAll(floor(400), request), serveAll(s.routes(), request))
 }
 
-// BenchmarkAuthQR is a new ticket of flow B, and its picture.
+// BenchmarkAuthQR is a new ticket of flow B and its picture, beside a picture
+// of the same text at level Highest, as many draw it.
 func BenchmarkAuthQR(b *testing.B) {
-	s, _ := quietServer(b, 0)
+	s := quietServer(b, 0)
 	handler := s.routes()
-	b.ReportAllocs()
-	for b.Loop() {
-		out := httptest.NewRecorder()
-		handler.ServeHTTP(out, httptest.NewRequest("GET", "/wechat/getauthqr", nil))
-		ticket := out.Body.String()[len(`{"ticket":"`):][:26]
-		handler.ServeHTTP(nobody{make(http.Header, 8)}, httptest.NewRequest("GET", "/wechat/qr.png?ticket="+ticket, nil))
-	}
+	beside(b, "getauthqr", func(b *testing.B) {
+		must(b, s.tickets.begin("T", "", nil))
+		says, _ := s.says("T")
+		for b.Loop() {
+			qrcode.Encode(says, qrcode.Highest, 256)
+		}
+	}, func(b *testing.B) {
+		for b.Loop() {
+			out := httptest.NewRecorder()
+			handler.ServeHTTP(out, httptest.NewRequest("GET", "/wechat/getauthqr", nil))
+			ticket := out.Body.String()[len(`{"ticket":"`):][:26]
+			handler.ServeHTTP(nobody{make(http.Header, 8)}, httptest.NewRequest("GET", "/wechat/qr.png?ticket="+ticket, nil))
+		}
+	})
 }
 
+// BenchmarkSignature is the check of a push's signature, beside its hash alone.
 func BenchmarkSignature(b *testing.B) {
-	b.ReportAllocs()
-	for b.Loop() {
-		verify(docSignature, docToken, "1714036504", "1514711492")
-	}
+	beside(b, "verify", func(b *testing.B) {
+		for b.Loop() {
+			sha1.Sum([]byte(docToken + "1714036504" + "1514711492"))
+		}
+	}, func(b *testing.B) {
+		for b.Loop() {
+			verify(docSignature, docToken, "1714036504", "1514711492")
+		}
+	})
 }
 
+// BenchmarkSession is the check of a token, beside its signature's alone.
 func BenchmarkSession(b *testing.B) {
 	s := testSigner(secretA)
 	token, err := s.sign(login{OpenID: "openid"}, time.Now(), "id")
 	must(b, err)
-	b.ReportAllocs()
-	for b.Loop() {
-		s.verify(token)
-	}
+	beside(b, "verify", func(b *testing.B) {
+		for b.Loop() {
+			mac(secretA, token)
+		}
+	}, func(b *testing.B) {
+		for b.Loop() {
+			s.verify(token)
+		}
+	})
 }
 
-// BenchmarkStore begins a ticket among many.
+// BenchmarkStore begins a ticket among many, beside a store of a bare sync.Map.
 func BenchmarkStore(b *testing.B) {
 	for _, tickets := range []int{1000, 100_000, 1_000_000} {
-		s, _ := quietServer(b, tickets)
-		b.Run(fmt.Sprintf("begin/tickets=%d", tickets), func(b *testing.B) {
-			b.ReportAllocs()
-			i := 0
+		var bare sync.Map
+		s := quietServer(b, tickets).tickets
+		for i := range tickets {
+			bare.Store(digest(strconv.Itoa(i)), s)
+		}
+		begun := 0
+		beside(b, fmt.Sprintf("tickets=%d", tickets), func(b *testing.B) {
 			for b.Loop() {
-				if s.tickets.begin(b.Name()+strconv.Itoa(i), "x", nil) != nil {
-					b.Fatal("full")
-				}
-				i++
+				begun++
+				bare.Store(digest("begun"+strconv.Itoa(begun)), s)
+			}
+		}, func(b *testing.B) {
+			for b.Loop() {
+				begun++
+				must(b, s.begin("begun"+strconv.Itoa(begun), "", nil))
 			}
 		})
 	}
