@@ -7,11 +7,15 @@
 //	load park N URL        park N polls, print "parked", keep them until stdin ends
 //	load scan N URL        N logins by flow A: print the median and the 99th
 //	                       percentile from the scan's request to the browser's answer, in ms
+//	load push N PID URL    N signed SCAN pushes: print how many per second of PID's CPU
+//	load qr N PID URL      N tickets of flow B and their pictures: print the ms of PID's CPU for each
 //	load first ADDR CMD…   start CMD, print the ms until ADDR answers, then stop it
 package main
 
 import (
 	"bufio"
+	"crypto/rand"
+	"crypto/sha1"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -35,6 +39,7 @@ func main() {
 }
 
 func run(args []string) error {
+	http.DefaultTransport.(*http.Transport).MaxIdleConnsPerHost = 16
 	switch n, _ := strconv.Atoi(args[1]); args[0] {
 	case "floor":
 		return floor(args[1])
@@ -44,6 +49,10 @@ func run(args []string) error {
 		return park(n, args[2])
 	case "scan":
 		return scan(n, args[2])
+	case "push":
+		return push(n, args[2], args[3])
+	case "qr":
+		return qr(n, args[2], args[3])
 	case "first":
 		return first(args[1], args[2:])
 	}
@@ -141,6 +150,76 @@ func scan(n int, base string) error {
 	slices.Sort(took)
 	fmt.Printf("%.2f %.2f\n", took[n/2], took[n*99/100])
 	return nil
+}
+
+// push pushes as the simulator does, with the Token of -demo.
+func push(n int, pid, base string) error {
+	tickets := make(chan string, n)
+	for range n {
+		var qr struct{ Ticket string }
+		if err := ask("GET", base+"/wechat/getloginqr", &qr); err != nil {
+			return err
+		}
+		tickets <- qr.Ticket
+	}
+	close(tickets)
+	before := cpu(pid)
+	errs := make(chan error, 16)
+	for range cap(errs) {
+		go func() {
+			for ticket := range tickets {
+				parts := []string{"simulated", strconv.FormatInt(time.Now().Unix(), 10), rand.Text()}
+				query := url.Values{"timestamp": {parts[1]}, "nonce": {parts[2]}}
+				slices.Sort(parts)
+				query.Set("signature", fmt.Sprintf("%x", sha1.Sum([]byte(strings.Join(parts, "")))))
+				body := "<xml><ToUserName><![CDATA[gh_0123456789ab]]></ToUserName><FromUserName><![CDATA[o9AgO5Kd5ggOC-bXrbNODIiE3bGY]]></FromUserName><CreateTime>1714112445</CreateTime>" +
+					"<MsgType><![CDATA[event]]></MsgType><Event><![CDATA[SCAN]]></Event><EventKey><![CDATA[scene]]></EventKey><Ticket><![CDATA[" + ticket + "]]></Ticket></xml>"
+				resp, err := http.Post(base+"/wechat/message?"+query.Encode(), "text/xml", strings.NewReader(body))
+				if err != nil {
+					errs <- err
+					return
+				}
+				answer, _ := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if !strings.Contains(string(answer), "<Content>") {
+					errs <- fmt.Errorf("a push logs nobody in: %d %s", resp.StatusCode, answer)
+					return
+				}
+			}
+			errs <- nil
+		}()
+	}
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			return err
+		}
+	}
+	fmt.Printf("%.0f\n", float64(n)/(cpu(pid)-before))
+	return nil
+}
+
+func qr(n int, pid, base string) error {
+	before := cpu(pid)
+	for range n {
+		var qr struct{ QRURL string }
+		if err := ask("GET", base+"/wechat/getauthqr", &qr); err != nil {
+			return err
+		}
+		if err := ask("GET", qr.QRURL, nil); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("%.2f\n", (cpu(pid)-before)/float64(n)*1000)
+	return nil
+}
+
+// cpu returns how many seconds of CPU a process has used.
+func cpu(pid string) float64 {
+	stat, _ := os.ReadFile("/proc/" + pid + "/stat")
+	fields := strings.Fields(string(stat))
+	user, _ := strconv.Atoi(fields[13])
+	system, _ := strconv.Atoi(fields[14])
+	return float64(user+system) / 100
 }
 
 func ask(method, target string, v any) error {
