@@ -39,7 +39,6 @@ func main() {
 }
 
 func run(args []string) error {
-	http.DefaultTransport.(*http.Transport).MaxIdleConnsPerHost = 16
 	switch n, _ := strconv.Atoi(args[1]); args[0] {
 	case "floor":
 		return floor(args[1])
@@ -164,9 +163,15 @@ func push(n int, pid, base string) error {
 	}
 	close(tickets)
 	before := cpu(pid)
-	errs := make(chan error, 16)
+	errs := make(chan error, 32)
 	for range cap(errs) {
 		go func() {
+			conn, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
+			if err != nil {
+				errs <- err
+				return
+			}
+			in := bufio.NewReader(conn)
 			for ticket := range tickets {
 				parts := []string{"simulated", strconv.FormatInt(time.Now().Unix(), 10), rand.Text()}
 				query := url.Values{"timestamp": {parts[1]}, "nonce": {parts[2]}}
@@ -174,7 +179,8 @@ func push(n int, pid, base string) error {
 				query.Set("signature", fmt.Sprintf("%x", sha1.Sum([]byte(strings.Join(parts, "")))))
 				body := "<xml><ToUserName><![CDATA[gh_0123456789ab]]></ToUserName><FromUserName><![CDATA[o9AgO5Kd5ggOC-bXrbNODIiE3bGY]]></FromUserName><CreateTime>1714112445</CreateTime>" +
 					"<MsgType><![CDATA[event]]></MsgType><Event><![CDATA[SCAN]]></Event><EventKey><![CDATA[scene]]></EventKey><Ticket><![CDATA[" + ticket + "]]></Ticket></xml>"
-				resp, err := http.Post(base+"/wechat/message?"+query.Encode(), "text/xml", strings.NewReader(body))
+				fmt.Fprintf(conn, "POST /wechat/message?%s HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: %d\r\n\r\n%s", query.Encode(), len(body), body)
+				resp, err := http.ReadResponse(in, nil)
 				if err != nil {
 					errs <- err
 					return
