@@ -131,6 +131,19 @@ func TestALostLinkIsHadByScanningAgain(t *testing.T) {
 	}
 }
 
+// With -race.
+func TestThePhoneMayComeBackWhileItIsAsked(t *testing.T) {
+	w := newWorld(t, "CONFIRM=true")
+	_, link := w.asked(t, "getauthqr")
+	_, secret, _ := strings.Cut(link, "s=")
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() { w.do("GET", "/wechat/accessusercode?code=again&state="+secret[:2*len(key{})], "") })
+		wg.Go(func() { w.do("GET", link, "") })
+	}
+	wg.Wait()
+}
+
 func TestClaimExpiresWithItsTicket(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "CONFIRM=true")

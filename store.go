@@ -98,7 +98,7 @@ type ticket struct {
 	says     string                // flow A: what the QR code says; "" in flow B, where it follows from key
 	deadline moment                // end of the wait
 	state    atomic.Pointer[state] // nil while nobody has scanned; set under store.mu
-	*extras                        // set before the ticket is found, or under store.mu
+	*extras                        // nil, then set for good: before the ticket is found, or under store.mu
 	next     *ticket               // in the store's line; guarded by store.mu
 }
 
@@ -276,7 +276,9 @@ func (s *store) changeLocked(t *ticket, st *state) {
 // ticket expired meanwhile, or maxCodes have been tried.
 func (s *store) redeem(t *ticket, code string, exchange func() (login, error)) error {
 	s.mu.Lock()
-	t.extras = cmp.Or(t.extras, new(extras))
+	if t.extras == nil {
+		t.extras = new(extras)
+	}
 	outcome, seen := t.outcomes[digest(code)]
 	if !seen {
 		if st, _ := s.look(t); st != pending || len(t.outcomes) == maxCodes {
