@@ -40,7 +40,9 @@ func (k key) String() string { return hex.EncodeToString(k[:]) }
 
 // parseKey reads a key in hex. From what is none it makes the key of no ticket.
 func parseKey(text string) (k key) {
-	hex.Decode(k[:], []byte(text[:min(len(text), 2*len(k))]))
+	if sum, err := hex.DecodeString(text); err == nil && len(sum) == len(k) {
+		k = key(sum)
+	}
 	return k
 }
 
