@@ -144,6 +144,18 @@ func TestThePhoneMayComeBackWhileItIsAsked(t *testing.T) {
 	wg.Wait()
 }
 
+func TestACallbackOpenedAgainTellsWhatWasDecided(t *testing.T) {
+	for answer, want := range map[string]string{"yes": "loginsucceed.html", "no": "loginfailed.html?reason=declined"} {
+		w := newWorld(t, "CONFIRM=true")
+		callback := w.press(w.begin(t, "getauthqr").URL, "alice", "allow").Header().Get("Location")
+		_, secret, _ := strings.Cut(w.do("GET", callback, "").Header().Get("Location"), "s=")
+		w.answerPhone(secret, answer)
+		if got := w.do("GET", callback, "").Header().Get("Location"); got != "/static/html/"+want {
+			t.Errorf("after %q: %s, want %s", answer, got, want)
+		}
+	}
+}
+
 func TestClaimExpiresWithItsTicket(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "CONFIRM=true")

@@ -442,6 +442,8 @@ func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 		target = "/static/html/loginfailed.html?reason=" + reason
 	} else if confirm := s.confirmURL(t); confirm != "" {
 		target = confirm
+	} else if st, _ := s.tickets.look(t); st.status == statusDeclined {
+		target = "/static/html/loginfailed.html?reason=declined"
 	}
 	http.Redirect(w, r, target, http.StatusSeeOther)
 	return nil
