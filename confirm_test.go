@@ -131,6 +131,31 @@ func TestALostLinkIsHadByScanningAgain(t *testing.T) {
 	}
 }
 
+// With -race.
+func TestThePhoneMayComeBackWhileItIsAsked(t *testing.T) {
+	w := newWorld(t, "CONFIRM=true")
+	_, link := w.asked(t, "getauthqr")
+	_, secret, _ := strings.Cut(link, "s=")
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() { w.do("GET", "/wechat/accessusercode?code=again&state="+secret[:2*len(key{})], "") })
+		wg.Go(func() { w.do("GET", link, "") })
+	}
+	wg.Wait()
+}
+
+func TestACallbackOpenedAgainTellsWhatWasDecided(t *testing.T) {
+	for answer, want := range map[string]string{"yes": "loginsucceed.html", "no": "loginfailed.html?reason=declined"} {
+		w := newWorld(t, "CONFIRM=true")
+		callback := w.press(w.begin(t, "getauthqr").URL, "alice", "allow").Header().Get("Location")
+		_, secret, _ := strings.Cut(w.do("GET", callback, "").Header().Get("Location"), "s=")
+		w.answerPhone(secret, answer)
+		if got := w.do("GET", callback, "").Header().Get("Location"); got != "/static/html/"+want {
+			t.Errorf("after %q: %s, want %s", answer, got, want)
+		}
+	}
+}
+
 func TestClaimExpiresWithItsTicket(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "CONFIRM=true")

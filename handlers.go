@@ -339,11 +339,10 @@ func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
 }
 
 // poll tells where a login stands: at once, or with wait=S as soon as there is
-// news, after S seconds at most. A wait that is no number is none.
+// news, after S seconds at most. A wait that is no number, or negative, is none.
 func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 	t := s.tickets.find(digest(parameter(r, "ticket")))
-	if seconds := parameter(r, "wait"); seconds != "" {
-		seconds, _ := strconv.Atoi(seconds)
+	if seconds, _ := strconv.Atoi(parameter(r, "wait")); seconds > 0 {
 		wait := time.Duration(min(seconds, maxWait)) * time.Second
 		if r.ContentLength == 0 { // the server's ReadTimeout would end the request's context meanwhile
 			http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait + readTimeout))
@@ -443,6 +442,8 @@ func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 		target = "/static/html/loginfailed.html?reason=" + reason
 	} else if confirm := s.confirmURL(t); confirm != "" {
 		target = confirm
+	} else if st, _ := s.tickets.look(t); st.status == statusDeclined {
+		target = "/static/html/loginfailed.html?reason=declined"
 	}
 	http.Redirect(w, r, target, http.StatusSeeOther)
 	return nil

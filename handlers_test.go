@@ -429,15 +429,20 @@ func TestPollWakesAtTheScan(t *testing.T) {
 }
 
 func TestPollWaitIsCapped(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		qr := w.begin(t, "getauthqr")
-		start := time.Now()
-		got := w.check(t, qr.Ticket, "99999999999999999999")
-		if took := time.Since(start); took != maxWait*time.Second || got.Status != statusPending || got.ExpiresIn != 270 {
-			t.Errorf("%+v after %v", got, took)
-		}
-	})
+	for wait, want := range map[string]time.Duration{
+		"99999999999999999999": maxWait * time.Second,
+		"-9223372037":          0, // in nanoseconds, too little for a Duration
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			qr := w.begin(t, "getauthqr")
+			start := time.Now()
+			got := w.check(t, qr.Ticket, wait)
+			if took := time.Since(start); took != want || got.Status != statusPending || got.ExpiresIn != ceil(5*time.Minute-want) {
+				t.Errorf("wait=%s: %+v after %v", wait, got, took)
+			}
+		})
+	}
 }
 
 func TestCallback(t *testing.T) {

@@ -40,7 +40,9 @@ func (k key) String() string { return hex.EncodeToString(k[:]) }
 
 // parseKey reads a key in hex. From what is none it makes the key of no ticket.
 func parseKey(text string) (k key) {
-	hex.Decode(k[:], []byte(text[:min(len(text), 2*len(k))]))
+	if sum, err := hex.DecodeString(text); err == nil && len(sum) == len(k) {
+		k = key(sum)
+	}
 	return k
 }
 
@@ -98,7 +100,7 @@ type ticket struct {
 	says     string                // flow A: what the QR code says; "" in flow B, where it follows from key
 	deadline moment                // end of the wait
 	state    atomic.Pointer[state] // nil while nobody has scanned; set under store.mu
-	*extras                        // set before the ticket is found, or under store.mu
+	*extras                        // nil, then set for good: before the ticket is found, or under store.mu
 	next     *ticket               // in the store's line; guarded by store.mu
 }
 
@@ -276,7 +278,9 @@ func (s *store) changeLocked(t *ticket, st *state) {
 // ticket expired meanwhile, or maxCodes have been tried.
 func (s *store) redeem(t *ticket, code string, exchange func() (login, error)) error {
 	s.mu.Lock()
-	t.extras = cmp.Or(t.extras, new(extras))
+	if t.extras == nil {
+		t.extras = new(extras)
+	}
 	outcome, seen := t.outcomes[digest(code)]
 	if !seen {
 		if st, _ := s.look(t); st != pending || len(t.outcomes) == maxCodes {

@@ -33,6 +33,11 @@ func TestDigest(t *testing.T) {
 	if got := digest("secret").String(); got != want || parseKey(got) != digest("secret") {
 		t.Errorf("digest = %q, want %q", got, want)
 	}
+	for _, text := range []string{"", want[:30], want[:31], want + "0", want + "00", want[:30] + "zz"} {
+		if got := parseKey(text); got != (key{}) {
+			t.Errorf("%q is taken for the key %v", text, got)
+		}
+	}
 }
 
 func TestTicketExpiresToTheNanosecond(t *testing.T) {
