@@ -7,9 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -260,18 +258,17 @@ func (b *browser) offline(off bool) {
 	b.devtools("Network.emulateNetworkConditions", object{"offline": off, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1})
 }
 
-// complaints returns the errors and warnings on the consoles of all tabs since
+// quiet complains of the errors and warnings on the consoles of all tabs since
 // the last call. What the Content-Security-Policy forbids is among them.
-func (b *browser) complaints() (complaints []string) {
+func (b *browser) quiet(at string) {
 	b.t.Helper()
 	var entries []struct{ Level, Message string }
 	b.post("/se/log", object{"type": "browser"}, &entries)
 	for _, entry := range entries {
 		if entry.Level == "SEVERE" || entry.Level == "WARNING" {
-			complaints = append(complaints, entry.Message)
+			b.t.Errorf("%s: the console says %s", at, entry.Message)
 		}
 	}
-	return complaints
 }
 
 // screenshot saves a picture of the page in the folder WXSCAN_SCREENSHOTS, if
@@ -315,12 +312,7 @@ const (
 // scan scans the code on the page, from outside.
 func (b *browser) scan(openID string) {
 	b.t.Helper()
-	resp, err := http.PostForm(b.base+"/demo/scan", url.Values{"openid": {openID}, "ticket": {b.script(pageTicket)}})
-	must(b.t, err)
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		b.t.Fatalf("the scan is answered %s", resp.Status)
-	}
+	scanned(b.t, b.base, b.script(pageTicket), openID)
 }
 
 func TestBrowserShowsWhoHasScanned(t *testing.T) {
@@ -352,9 +344,7 @@ func TestBrowserShowsWhoHasScanned(t *testing.T) {
 		if got, want := b.script("localStorage.told"), "alice"; got != want {
 			t.Errorf("%s: the event says %q, want %q", test.button, got, want)
 		}
-		for _, complaint := range b.complaints() {
-			t.Errorf("%s: the console says %s", test.button, complaint)
-		}
+		b.quiet(test.button)
 	}
 }
 
@@ -406,17 +396,14 @@ func TestBrowserTellsAnErrorInPlainWords(t *testing.T) {
 	b := browse(t, "-max-tickets", "1", "-ttl", "4s")
 	b.resize(900, 760)
 	b.open("/static/html/loginsucceed.html") // a browser's first page takes longest
-	var taken qrAnswer
-	fetchJSON(t, "GET", b.base+"/wechat/getauthqr", &taken)
+	taken := begun(t, b.base, "getauthqr")
 	b.open("/")
 	b.wait(pageStatus, "Too many people are logging in. Try again in a moment.")
 	b.screenshot("error")
 	if got, want := b.tabStops(), "Scan and follow, Web authorization, Try again"; got != want {
 		t.Errorf("Tab reaches %q, want %q", got, want)
 	}
-	var answer pollAnswer
-	fetchJSON(t, "GET", b.base+"/wechat/checklogin?wait=25&ticket="+taken.Ticket, &answer)
-	if answer.Status != statusExpired {
+	if answer := polled(t, b.base, taken.Ticket, "25"); answer.Status != statusExpired {
 		t.Fatalf("the ticket is %q, want %q", answer.Status, statusExpired)
 	}
 	b.click(".wxscan button")
@@ -567,10 +554,7 @@ func TestBrowserShowsOneReasonForAFailedLogin(t *testing.T) {
 }
 
 func TestBrowserConfirmsOnThePhone(t *testing.T) {
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	addr := free.Addr().String()
-	free.Close()
+	addr := freeAddress(t)
 	// Not on loopback, where browsers trust plain http as if it were https.
 	b := browse(t, "-confirm", "-addr", addr, "-url", strings.Replace("http://"+addr, "127.0.0.1", "wx.test", 1))
 	for _, test := range []struct{ flow, button, answer, want string }{
@@ -600,9 +584,7 @@ func TestBrowserConfirmsOnThePhone(t *testing.T) {
 		b.wait("location.pathname.startsWith('/static/html/login')", "true")
 		b.turn(page)
 		b.wait(pageStatus, test.want)
-		for _, complaint := range b.complaints() {
-			t.Errorf("%+v: the console says %s", test, complaint)
-		}
+		b.quiet(test.want)
 	}
 	b.click(".wxscan-more button")
 	b.wait(pageCode, "true")
@@ -636,7 +618,5 @@ func TestBrowserShowsTheBoxInAnotherSitesPage(t *testing.T) {
 	b.scan("alice")
 	b.wait(pageOpenID, "alice")
 	b.wait("window.told", "3alice")
-	for _, complaint := range b.complaints() {
-		t.Errorf("the console says %s", complaint)
-	}
+	b.quiet("the other site")
 }

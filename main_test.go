@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,7 +11,6 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
-	"flag"
 	"fmt"
 	"io"
 	"math/big"
@@ -57,65 +57,51 @@ func with(changes ...string) func(string) string {
 func none(string) string { return "" }
 
 func TestBadSettingsAreNamedInOneLine(t *testing.T) {
-	for _, test := range []struct {
-		change, want string
-		args         []string
-	}{
-		{change: "WECHAT_APPID=", want: "WECHAT_APPID is not set"},
-		{change: "WECHAT_APPID=gh_97417a04a28d", want: "WECHAT_APPID is malformed"},
-		{change: "WECHAT_APPSECRET=", want: "WECHAT_APPSECRET is not set"},
-		{change: "WECHAT_APPSECRET=hush hush", want: "WECHAT_APPSECRET is malformed"},
-		{change: "WECHAT_TOKEN=", want: "WECHAT_TOKEN is not set"},
-		{change: "WECHAT_TOKEN=ab", want: "WECHAT_TOKEN is malformed"},
-		{change: "WECHAT_TOKEN=hush-hush", want: "WECHAT_TOKEN is malformed"},
-		{change: "WECHAT_TOKEN=" + strings.Repeat("a", 33), want: "WECHAT_TOKEN is malformed"},
-		{change: "WECHAT_AES_KEY=short", want: "WECHAT_AES_KEY is malformed"},
-		{change: "PUBLIC_URL=", want: "PUBLIC_URL (-url) is not set"},
-		{change: "PUBLIC_URL=login.example.com", want: "PUBLIC_URL (-url) is malformed"},
-		{change: "PUBLIC_URL=https://login.example.com/wechat", want: "PUBLIC_URL (-url) is malformed"},
-		{change: "PUBLIC_URL=https://u:p@login.example.com", want: "PUBLIC_URL (-url) is malformed"},
-		{change: "PUBLIC_URL=https://login.example.com\n", want: "PUBLIC_URL (-url) is malformed"},
-		{change: "PUBLIC_URL=https://login.example.com?x", want: "PUBLIC_URL (-url) is malformed"},
-		{args: []string{"-url", "ftp://x"}, want: "PUBLIC_URL (-url) is malformed"},
-		{change: "TICKET_TTL=5", want: "TICKET_TTL (-ttl) is malformed"},
-		{change: "TICKET_TTL=1500ms", want: "TICKET_TTL (-ttl) is malformed"},
-		{change: "TICKET_TTL=721h", want: "TICKET_TTL (-ttl) is malformed"},
-		{args: []string{"-ttl", "0s"}, want: "TICKET_TTL (-ttl) is malformed"},
-		{args: []string{"-ttl", "-5m"}, want: "TICKET_TTL (-ttl) is malformed"},
-		{change: "MAX_TICKETS=many", want: "MAX_TICKETS (-max-tickets) is malformed"},
-		{change: "MAX_TICKETS=0", want: "MAX_TICKETS (-max-tickets) is malformed"},
-		{change: "WECHAT_SCOPE=snsapi_login", want: "WECHAT_SCOPE (-scope) is malformed"},
-		{change: "WECHAT_API_BASE=api.weixin.qq.com", want: "WECHAT_API_BASE is malformed"},
-		{change: "WECHAT_OPEN_BASE=https://a b", want: "WECHAT_OPEN_BASE is malformed"},
-		{change: "WECHAT_MP_BASE=x", want: "WECHAT_MP_BASE is malformed"},
-		{args: []string{"-demo"}, want: "WECHAT_APPSECRET is set"},
-		{change: "SESSION_SECRET=hush-hush-too-short", want: "SESSION_SECRET is malformed"},
-		{change: "SESSION_SECRET=" + secretA + ",", want: "SESSION_SECRET is malformed"},
-		{change: "SESSION_TTL=1s", want: "SESSION_TTL (-session-ttl) is malformed"},
-		{change: "CONFIRM=maybe", want: "CONFIRM (-confirm) is malformed"},
-		{change: "ALLOWED_ORIGINS=*", want: "ALLOWED_ORIGINS (-allowed-origins) is malformed"},
-		{change: "ALLOWED_ORIGINS=https://a.example.com/,https://b.example.com", want: "ALLOWED_ORIGINS (-allowed-origins) is malformed"},
-		{change: "WECHAT_VERIFY_FILE=../MP_verify_x.txt", want: "WECHAT_VERIFY_FILE (-verify-file) is malformed"},
-		{change: "PUSH_MAX_SKEW=10", want: "PUSH_MAX_SKEW (-push-max-skew) is malformed"},
-		{change: "QR_RATE=-1", want: "QR_RATE (-qr-rate) is malformed"},
-		{change: "TRUSTED_PROXIES=10.0.0.1", want: "TRUSTED_PROXIES (-trusted-proxies) is malformed"},
-		{change: "LOG_LEVEL=loud", want: "LOG_LEVEL (-log-level) is malformed"},
-		{change: "LOG_FORMAT=xml", want: "LOG_FORMAT (-log-format) is malformed"},
-		{change: "TLS_CERT=x", want: "TLS_CERT and TLS_KEY (-tls-cert, -tls-key)"},
-		{args: []string{"-dmeo"}, want: `unknown flag "-dmeo": did you mean -demo?`},
-		{args: []string{"serve"}, want: `unknown command "serve"`},
-		{change: "ADDR=256.0.0.1:x", want: "ADDR (-addr)"},
+	for want, wrong := range map[string][]string{ // settings, or else arguments
+		"WECHAT_APPID is not set":       {"WECHAT_APPID="},
+		"WECHAT_APPID is malformed":     {"WECHAT_APPID=gh_97417a04a28d"},
+		"WECHAT_APPSECRET is not set":   {"WECHAT_APPSECRET="},
+		"WECHAT_APPSECRET is malformed": {"WECHAT_APPSECRET=hush hush"},
+		"WECHAT_TOKEN is not set":       {"WECHAT_TOKEN="},
+		"WECHAT_TOKEN is malformed":     {"WECHAT_TOKEN=hush-hush", "WECHAT_TOKEN=ab", "WECHAT_TOKEN=" + strings.Repeat("a", 33)},
+		"WECHAT_AES_KEY is malformed":   {"WECHAT_AES_KEY=short"},
+		"PUBLIC_URL (-url) is not set":  {"PUBLIC_URL="},
+		"PUBLIC_URL (-url) is malformed": {"PUBLIC_URL=login.example.com", "PUBLIC_URL=https://login.example.com/wechat", "PUBLIC_URL=https://login.example.com?x",
+			"PUBLIC_URL=https://u:p@login.example.com", "PUBLIC_URL=https://login.example.com\n", "-url ftp://x"},
+		"TICKET_TTL (-ttl) is malformed":                  {"TICKET_TTL=5", "TICKET_TTL=1500ms", "TICKET_TTL=721h", "-ttl 0s"},
+		"MAX_TICKETS (-max-tickets) is malformed":         {"MAX_TICKETS=many", "MAX_TICKETS=0"},
+		"WECHAT_SCOPE (-scope) is malformed":              {"WECHAT_SCOPE=snsapi_login"},
+		"WECHAT_API_BASE is malformed":                    {"WECHAT_API_BASE=api.weixin.qq.com"},
+		"WECHAT_OPEN_BASE is malformed":                   {"WECHAT_OPEN_BASE=https://a b"},
+		"WECHAT_MP_BASE is malformed":                     {"WECHAT_MP_BASE=x"},
+		"WECHAT_APPSECRET is set":                         {"-demo"},
+		"SESSION_SECRET is malformed":                     {"SESSION_SECRET=hush-hush-too-short", "SESSION_SECRET=" + secretA + ","},
+		"SESSION_TTL (-session-ttl) is malformed":         {"SESSION_TTL=1s"},
+		"CONFIRM (-confirm) is malformed":                 {"CONFIRM=maybe"},
+		"ALLOWED_ORIGINS (-allowed-origins) is malformed": {"ALLOWED_ORIGINS=*", "ALLOWED_ORIGINS=https://a.example.com/,https://b.example.com"},
+		"WECHAT_VERIFY_FILE (-verify-file) is malformed":  {"WECHAT_VERIFY_FILE=../MP_verify_x.txt"},
+		"PUSH_MAX_SKEW (-push-max-skew) is malformed":     {"PUSH_MAX_SKEW=10"},
+		"QR_RATE (-qr-rate) is malformed":                 {"QR_RATE=-1"},
+		"TRUSTED_PROXIES (-trusted-proxies) is malformed": {"TRUSTED_PROXIES=10.0.0.1"},
+		"LOG_LEVEL (-log-level) is malformed":             {"LOG_LEVEL=loud"},
+		"LOG_FORMAT (-log-format) is malformed":           {"LOG_FORMAT=xml"},
+		"TLS_CERT and TLS_KEY (-tls-cert, -tls-key)":      {"TLS_CERT=x"},
+		`unknown command "serve"`:                         {"serve"},
+		"ADDR (-addr)":                                    {"ADDR=256.0.0.1:x"},
 	} {
-		err := run(t.Context(), test.args, with(test.change), io.Discard, io.Discard)
-		if err == nil || !strings.HasPrefix(err.Error(), test.want) || strings.Contains(err.Error(), "\n") {
-			t.Errorf("%s %q: %v, want one line that begins with %q", test.change, test.args, err, test.want)
-			continue
-		}
-		if strings.Contains(err.Error(), "hush") {
-			t.Errorf("%s: the error tells the secret: %v", test.change, err)
-		}
-		if strings.Contains(test.want, "is not set") && !strings.Contains(err.Error(), "-demo") {
-			t.Errorf("%s: no word of -demo: %v", test.change, err)
+		for _, wrong := range wrong {
+			args, getenv := strings.Fields(wrong), with()
+			if strings.Contains(wrong, "=") {
+				args, getenv = nil, with(wrong)
+			}
+			err := run(t.Context(), args, getenv, io.Discard, io.Discard)
+			if err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s: %v, want one line that begins with %q", wrong, err, want)
+			} else if strings.Contains(err.Error(), "hush") {
+				t.Errorf("%s: the error tells the secret: %v", wrong, err)
+			} else if strings.Contains(want, "is not set") && !strings.Contains(err.Error(), "-demo") {
+				t.Errorf("%s: no word of -demo: %v", wrong, err)
+			}
 		}
 	}
 }
@@ -140,22 +126,6 @@ func TestSettings(t *testing.T) {
 	if c, err := parseConfig([]string{"-demo"}, none, io.Discard); err != nil || c.addr != "127.0.0.1:8080" {
 		t.Errorf("-demo listens on %q; %v", c.addr, err)
 	}
-}
-
-func TestHelp(t *testing.T) {
-	var out strings.Builder
-	if _, err := parseConfig([]string{"-h"}, with(), &out); err != flag.ErrHelp {
-		t.Error(err)
-	}
-	for _, want := range []string{"-demo", "PUBLIC_URL", "TICKET_TTL", "WECHAT_TOKEN"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("-h has no word of %s:\n%s", want, out.String())
-		}
-	}
-	if strings.Contains(out.String(), with()("WECHAT_APPSECRET")) {
-		t.Error("-h tells the secret")
-	}
-	must(t, run(t.Context(), []string{"-h"}, with(), io.Discard, io.Discard))
 }
 
 // start runs wxscan and returns its URL, once it listens. stop ends it.
@@ -211,23 +181,45 @@ func fetchJSON(t testing.TB, method, url string, v any) (status int) {
 	return status
 }
 
+// begun, scanned and polled are a login over HTTP; begin is getloginqr or getauthqr.
+func begun(t testing.TB, base, begin string) (qr qrAnswer) {
+	t.Helper()
+	fetchJSON(t, "GET", base+"/wechat/"+begin, &qr)
+	return qr
+}
+
+func scanned(t testing.TB, base, ticket, openID string) {
+	t.Helper()
+	if status := fetchJSON(t, "POST", base+"/demo/scan?openid="+openID+"&ticket="+url.QueryEscape(ticket), nil); status != http.StatusOK {
+		t.Errorf("the scan is answered %d", status)
+	}
+}
+
+func polled(t testing.TB, base, ticket, wait string) (answer pollAnswer) {
+	t.Helper()
+	fetchJSON(t, "GET", base+"/wechat/checklogin?wait="+wait+"&ticket="+url.QueryEscape(ticket), &answer)
+	return answer
+}
+
 func TestEndToEnd(t *testing.T) {
-	for _, settings := range [][]string{nil, {"WECHAT_AES_KEY=" + docKey}} {
-		base, logged, stop := start(t, only(settings...), "-demo", "-addr", "127.0.0.1:0")
+	for _, test := range []struct{ addr, public, aesKey string }{
+		{"127.0.0.1:0", "", ""}, {"127.0.0.1:0", "", docKey}, {":0", "http://192.168.7.7:8080", ""},
+	} {
+		base, logged, stop := start(t, only("PUBLIC_URL="+test.public, "WECHAT_AES_KEY="+test.aesKey), "-demo", "-addr", test.addr)
+		base = "http://127.0.0.1" + base[strings.LastIndex(base, ":"):]
 		for _, begin := range []string{"getloginqr", "getauthqr"} {
-			var qr qrAnswer
-			fetchJSON(t, "GET", base+"/wechat/"+begin, &qr)
-			if !strings.HasPrefix(qr.URL, base+"/demo/") {
-				t.Errorf("the QR code says %q", qr.URL)
+			qr := begun(t, base, begin)
+			if !strings.HasPrefix(qr.URL, cmp.Or(test.public, base)+"/demo/") {
+				t.Errorf("%+v: the phone is sent to %q", test, qr.URL)
 			}
-			scanned := make(chan time.Time, 1)
+			scan := make(chan time.Time, 1)
 			time.AfterFunc(50*time.Millisecond, func() {
-				scanned <- time.Now()
-				fetchJSON(t, "POST", base+"/demo/scan?openid=alice&ticket="+url.QueryEscape(qr.Ticket), nil)
+				at := time.Now()
+				scanned(t, base, qr.Ticket, "alice")
+				scan <- at
 			})
-			var answer pollAnswer
-			fetchJSON(t, "GET", base+"/wechat/checklogin?wait=25&ticket="+url.QueryEscape(qr.Ticket), &answer)
-			if took := time.Since(<-scanned); !answer.Login || answer.OpenID != "alice" || took > time.Second {
+			answer := polled(t, base, qr.Ticket, "25")
+			if took := time.Since(<-scan); !answer.Login || answer.OpenID != "alice" || took > time.Second {
 				t.Errorf("%s: %+v, %v after the scan", begin, answer, took)
 			}
 		}
@@ -235,24 +227,6 @@ func TestEndToEnd(t *testing.T) {
 			t.Error("-demo does not say that anyone can log in as anyone")
 		}
 		must(t, stop())
-	}
-}
-
-func TestDemoOnEveryAddressWithAURL(t *testing.T) {
-	base, _, _ := start(t, none, "-demo", "-addr", ":0", "-url", "http://192.168.7.7:8080")
-	base = "http://127.0.0.1" + base[strings.LastIndex(base, ":"):]
-	for _, begin := range []string{"getloginqr", "getauthqr"} {
-		var qr qrAnswer
-		fetchJSON(t, "GET", base+"/wechat/"+begin, &qr)
-		if !strings.HasPrefix(qr.URL, "http://192.168.7.7:8080/demo/") {
-			t.Errorf("the phone is sent to %q", qr.URL)
-		}
-		fetchJSON(t, "POST", base+"/demo/scan?openid=alice&ticket="+url.QueryEscape(qr.Ticket), nil)
-		var answer pollAnswer
-		fetchJSON(t, "GET", base+"/wechat/checklogin?ticket="+url.QueryEscape(qr.Ticket), &answer)
-		if answer.OpenID != "alice" {
-			t.Errorf("%s: %+v", begin, answer)
-		}
 	}
 }
 
@@ -284,8 +258,7 @@ func TestTermAnswersAThousandParkedPolls(t *testing.T) {
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: polls}}
 	answers := make(chan pollAnswer, polls)
 	for range polls {
-		var qr qrAnswer
-		fetchJSON(t, "GET", base+"/wechat/getauthqr", &qr)
+		qr := begun(t, base, "getauthqr")
 		go func() {
 			var answer pollAnswer
 			ask(client, "GET", base+"/wechat/checklogin?wait=25&ticket="+qr.Ticket, &answer)
@@ -321,17 +294,12 @@ func TestShutdownDoesNotWaitForSilentConnections(t *testing.T) {
 }
 
 func TestShutdownWaitsForRequestsInFlight(t *testing.T) {
-	release, arrived := make(chan bool), make(chan bool)
-	slow := http.NewServeMux()
-	slow.HandleFunc("/cgi-bin/stable_token", func(w http.ResponseWriter, r *http.Request) {
-		close(arrived)
+	release, arrived := make(chan bool), make(chan bool, 2) // a token is fetched, and a QR code made
+	weChat := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		arrived <- true
 		<-release
-		io.WriteString(w, `{"access_token":"t","expires_in":7200}`)
-	})
-	slow.HandleFunc("/cgi-bin/qrcode/create", func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, `{"ticket":"t","url":"u"}`)
-	})
-	weChat := newLocalServer(t, slow)
+		io.WriteString(w, `{"access_token":"t","expires_in":7200,"ticket":"t","url":"u"}`)
+	}))
 	base, _, stop := start(t, with("WECHAT_API_BASE="+weChat), "-addr", "127.0.0.1:0")
 	status := make(chan int, 1)
 	go func() {
@@ -433,11 +401,17 @@ func TestParkedPollIsNotCut(t *testing.T) {
 		qr := w.begin(t, "getauthqr")
 		conn, start := l.dial(), time.Now()
 		defer conn.Close()
-		for _, wait := range []int{30, 30, -1000, 30} { // on one connection, which a proxy may share among browsers
-			fmt.Fprintf(conn, "GET /wechat/checklogin?wait=%d&ticket=%s HTTP/1.1\r\nHost: x\r\n\r\n", wait, qr.Ticket)
+		left := 300 * time.Second
+		for _, wait := range []string{"30", "99999999999999999999", "-1000", "-9223372037", "30"} { // on one connection, which a proxy may share among browsers
+			fmt.Fprintf(conn, "GET /wechat/checklogin?wait=%s&ticket=%s HTTP/1.1\r\nHost: x\r\n\r\n", wait, qr.Ticket)
+			want := maxWait * time.Second
+			if wait[0] == '-' {
+				want = 0
+			}
+			left -= want
 			answer := make([]byte, 4096)
 			n, err := conn.Read(answer)
-			if took := time.Since(start); err != nil || took != time.Duration(max(wait, 0))*time.Second || !strings.Contains(string(answer[:n]), `"status":"pending"`) {
+			if took := time.Since(start); err != nil || took != want || !strings.Contains(string(answer[:n]), fmt.Sprintf(`"status":"pending","expiresIn":%d`, ceil(left))) {
 				t.Fatalf("%q, %v after %v", answer[:n], err, took)
 			}
 			start = time.Now()
@@ -571,8 +545,7 @@ func TestFloodOfTicketsAndPolls(t *testing.T) {
 
 	base, cmd = launch(t, path)
 	address = strings.TrimPrefix(base, "http://")
-	var others qrAnswer
-	fetchJSON(t, "GET", base+"/wechat/getauthqr", &others)
+	others := begun(t, base, "getauthqr")
 	for range polls {
 		conn, err := net.Dial("tcp", address)
 		if err != nil {
@@ -582,18 +555,12 @@ func TestFloodOfTicketsAndPolls(t *testing.T) {
 		fmt.Fprintf(conn, "GET /wechat/checklogin?wait=30&ticket=%s HTTP/1.1\r\nHost: x\r\n\r\n", others.Ticket)
 	}
 	for range 10 {
-		var qr qrAnswer
-		fetchJSON(t, "GET", base+"/wechat/getloginqr", &qr)
-		answered := make(chan pollAnswer)
-		go func() {
-			var answer pollAnswer
-			fetchJSON(t, "GET", base+"/wechat/checklogin?wait=25&ticket="+url.QueryEscape(qr.Ticket), &answer)
-			answered <- answer
-		}()
-		begun := time.Now()
-		fetchJSON(t, "POST", base+"/demo/scan?openid=alice&ticket="+url.QueryEscape(qr.Ticket), nil)
-		if answer := <-answered; answer.OpenID != "alice" || time.Since(begun) > time.Second {
-			t.Errorf("%+v after %v, while %d polls are parked", answer, time.Since(begun), polls)
+		qr, answered := begun(t, base, "getloginqr"), make(chan pollAnswer)
+		go func() { answered <- polled(t, base, qr.Ticket, "25") }()
+		scan := time.Now()
+		scanned(t, base, qr.Ticket, "alice")
+		if answer := <-answered; answer.OpenID != "alice" || time.Since(scan) > time.Second {
+			t.Errorf("%+v after %v, while %d polls are parked", answer, time.Since(scan), polls)
 		}
 	}
 	peak, now = memoryOf(t, cmd.Process.Pid)
@@ -674,8 +641,7 @@ func TestLogAsJSONAtALevel(t *testing.T) {
 
 func TestNothingOfTheSimulatorWithoutDemo(t *testing.T) {
 	base, _, _ := start(t, with(), "-addr", "127.0.0.1:0")
-	var qr qrAnswer
-	fetchJSON(t, "GET", base+"/wechat/getauthqr", &qr)
+	qr := begun(t, base, "getauthqr")
 	for _, path := range []string{"/demo/avatar.svg", "/demo/q/x", "/demo/scan?openid=mallory&ticket=" + qr.Ticket, "/demo/cgi-bin/token"} {
 		for _, method := range []string{"GET", "POST"} {
 			if status := fetchJSON(t, method, base+path, nil); status != 404 {

@@ -11,16 +11,8 @@ import (
 
 // metricsFor asks for /metrics from an address, with a token.
 func (w *world) metricsFor(peer, forwarded, token string) *httptest.ResponseRecorder {
-	r, out := httptest.NewRequest("GET", "/metrics", nil), httptest.NewRecorder()
-	r.RemoteAddr = peer
-	if forwarded != "" {
-		r.Header.Set("X-Forwarded-For", forwarded)
-	}
-	if token != "" {
-		r.Header.Set("Authorization", "Bearer "+token)
-	}
-	w.handler.ServeHTTP(out, r)
-	return out
+	authorization := strings.TrimSuffix("Bearer "+token, "Bearer ")
+	return w.do("GET", "/metrics", "", "peer", peer, "X-Forwarded-For", forwarded, "Authorization", authorization)
 }
 
 func TestMetricsTellWhatHasHappened(t *testing.T) {

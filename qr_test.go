@@ -30,11 +30,18 @@ func program(t *testing.T, name, debianPackage string) string {
 	return ""
 }
 
-func TestPNGHasWholeModulesAndABorder(t *testing.T) {
-	data, err := qrPNG("http://weixin.qq.com/q/02abcdefghijklmnop")
+// drawn returns the picture of a text.
+func drawn(t *testing.T, text string) image.Image {
+	t.Helper()
+	data, err := qrPNG(text)
 	must(t, err)
 	picture, err := png.Decode(bytes.NewReader(data))
 	must(t, err)
+	return picture
+}
+
+func TestPNGHasWholeModulesAndABorder(t *testing.T) {
+	picture := drawn(t, "http://weixin.qq.com/q/02abcdefghijklmnop")
 	size := picture.Bounds().Dx()
 	if size%modulePixels != 0 || picture.Bounds().Dy() != size {
 		t.Fatalf("%v is not whole modules", picture.Bounds())
@@ -125,11 +132,7 @@ func terminal(text string) image.Image {
 
 func TestQRCodesAreOfLevelMedium(t *testing.T) {
 	text := strings.Repeat("a", 50) // level L takes 29 modules for it, M 33
-	data, err := qrPNG(text)
-	must(t, err)
-	picture, err := png.Decode(bytes.NewReader(data))
-	must(t, err)
-	if got := picture.Bounds().Dx() / modulePixels; got != 4+33+4 {
+	if got := drawn(t, text).Bounds().Dx() / modulePixels; got != 4+33+4 {
 		t.Errorf("%d modules, want 41", got)
 	}
 	half, err := qrText(false)(text)

@@ -54,12 +54,11 @@ func TestJoseAndWeReadEachOthersTokens(t *testing.T) {
 		}
 		t.Skip("WXSCAN_JOSE is not set: the folder in which npm install jose was run")
 	}
-	const secret, former = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
-	w := newWorld(t, "SESSION_SECRET="+secret+","+former, "WECHAT_SCOPE=snsapi_userinfo", "PUBLIC_URL=https://login.example.com")
+	w := newWorld(t, "SESSION_SECRET="+secretA+","+secretB, "WECHAT_SCOPE=snsapi_userinfo", "PUBLIC_URL=https://login.example.com")
 	qr := w.begin(t, "getauthqr")
 	w.scan(qr.Ticket, "alice", "")
 	ours := w.check(t, qr.Ticket, "")
-	given, err := json.Marshal(map[string]string{"token": ours.Token, "secret": secret, "former": former, "iss": w.config.publicURL, "aud": w.config.appID})
+	given, err := json.Marshal(map[string]string{"token": ours.Token, "secret": secretA, "former": secretB, "iss": w.config.publicURL, "aud": w.config.appID})
 	must(t, err)
 	var printed, complaints bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), node, "--input-type=module", "-e", joseScript, string(given))
@@ -88,10 +87,7 @@ func TestJoseAndWeReadEachOthersTokens(t *testing.T) {
 	}
 
 	ask := func(token string) *httptest.ResponseRecorder {
-		out, r := httptest.NewRecorder(), httptest.NewRequest("GET", "/wechat/session", nil)
-		r.Header.Set("Authorization", "Bearer "+token)
-		w.handler.ServeHTTP(out, r)
-		return out
+		return w.do("GET", "/wechat/session", "", "Authorization", "Bearer "+token)
 	}
 	if len(theirs.Right) == 0 || len(theirs.Wrong) == 0 {
 		t.Fatalf("jose made no tokens: %s", &printed)

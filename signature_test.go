@@ -24,9 +24,7 @@ var docKey = strings.Repeat("A", 43)
 func testKey(t testing.TB, s string) *aesKey {
 	t.Helper()
 	key, err := parseAESKey(s)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return key
 }
 

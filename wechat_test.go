@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -22,37 +21,28 @@ func TestOneTokenFetchForAllCallers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.setFault(func(http.ResponseWriter, *http.Request) bool { time.Sleep(time.Second); return false })
-		var tokens sync.Map
 		var wg sync.WaitGroup
 		for range 100 {
 			wg.Go(func() {
-				token, err := w.wechat.accessToken(t.Context())
-				if err != nil {
-					t.Error(err)
+				if token, err := w.wechat.accessToken(t.Context()); err != nil || len(token) < 100 {
+					t.Errorf("%q, %v", token, err)
 				}
-				tokens.Store(token, true)
 			})
 		}
 		wg.Wait()
-		different := 0
-		tokens.Range(func(any, any) bool { different++; return true })
-		if calls := w.called("/cgi-bin/stable_token"); calls != 1 || different != 1 {
-			t.Errorf("%d fetches, %d tokens", calls, different)
+		if calls := w.called("/cgi-bin/stable_token"); calls != 1 {
+			t.Errorf("%d fetches", calls)
 		}
 	})
 }
 
-func TestTokenIsRenewedEarlyAndNobodyWaits(t *testing.T) {
+func TestTokenIsRenewedAndNobodyWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		first, err := w.wechat.accessToken(t.Context())
 		must(t, err)
-		time.Sleep(2*time.Hour - 300*time.Second - 2*time.Second)
-		if token, _ := w.wechat.accessToken(t.Context()); token != first || w.called("/cgi-bin/stable_token") != 1 {
-			t.Error("renewed too early")
-		}
+		time.Sleep(2*time.Hour - 300*time.Second)
 		w.setFault(func(http.ResponseWriter, *http.Request) bool { time.Sleep(3 * time.Second); return false })
-		time.Sleep(2 * time.Second)
 		start := time.Now()
 		if token, _ := w.wechat.accessToken(t.Context()); token != first || time.Since(start) != 0 {
 			t.Errorf("the old token is good, yet a caller waits %v", time.Since(start))
@@ -257,14 +247,6 @@ func TestAuthorizeURL(t *testing.T) {
 	}
 }
 
-func TestQRImageURLEscapesTheTicket(t *testing.T) {
-	c := wechat{config: config{mpBase: "https://mp.weixin.qq.com"}}
-	const want = "https://mp.weixin.qq.com/cgi-bin/showqrcode?ticket=gQ%2Fa%2Bb%3D%3D"
-	if got := c.qrImageURL("gQ/a+b=="); got != want {
-		t.Errorf("%s, want %s", got, want)
-	}
-}
-
 func TestEveryKnownErrcodeHasAHint(t *testing.T) {
 	for _, code := range []int{-1, 40013, 40002, 41002, 40125, 40001, 40243, 41004, 40014, 42001, 40164, 61004, 89503, 45009, 45011, 48001, 50002, 40029, 40163, 42003} {
 		if hint(&apiError{path: "/cgi-bin/qrcode/create", code: code}) == "" {
@@ -288,25 +270,24 @@ func TestErrorsHoldNoURL(t *testing.T) {
 	}
 }
 
+// raw answers with bytes of its own, and closes or resets the connection.
+func raw(answer string, reset bool) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		io.WriteString(conn, answer)
+		if tcp, ok := conn.(*net.TCPConn); ok && reset {
+			tcp.SetLinger(0)
+		}
+		conn.Close()
+	}
+}
+
 // TestWeChatsFaults has each fault of WeChat's answered within 10 seconds, by
 // what a client can understand, and forgotten after recovery.
 func TestWeChatsFaults(t *testing.T) {
-	say := func(body string) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, body) }
-	}
-	raw := func(answer string, reset bool) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
-			conn, _, err := http.NewResponseController(w).Hijack()
-			if err != nil {
-				return
-			}
-			io.WriteString(conn, answer)
-			if tcp, ok := conn.(*net.TCPConn); ok && reset {
-				tcp.SetLinger(0)
-			}
-			conn.Close()
-		}
-	}
 	const unreachable, refused, timeout = "502 wechat_unreachable", "502 wechat_refused", "504 wechat_timeout"
 	for _, test := range []struct {
 		name    string
@@ -315,36 +296,23 @@ func TestWeChatsFaults(t *testing.T) {
 		calls   int  // at most, of the path at fault, for three requests in a row
 		sockets bool // the fault needs real ones
 	}{
-		{"hangs", func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body); <-r.Context().Done() }, timeout, 3, false},
+		{"hangs", hang, timeout, 3, false},
 		{"resets", raw("", true), unreachable, 6, true}, // the transport tries a GET twice
-		{"closes", raw("", false), unreachable, 6, true},
 		{"truncated", raw("HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"access_token\":\"t\"", false), unreachable, 3, true},
 		{"not HTTP", raw("SSH-2.0-OpenSSH_9.2\r\n", false), unreachable, 3, true},
-		{"HTML", say("<html>busy</html>"), unreachable, 3, false},
-		{"empty", say(""), unreachable, 3, false},
-		{"null", say("null"), unreachable, 3, false},
-		{"a list", say("[]"), unreachable, 3, false},
-		{"nothing in it", say("{}"), unreachable, 3, false},
-		{"wrong types", say(`{"access_token":7,"ticket":{},"openid":[],"expires_in":"x"}`), unreachable, 3, false},
-		{"errcode of a wrong type", say(`{"errcode":"40001"}`), unreachable, 3, false},
-		{"64 MiB", func(w http.ResponseWriter, r *http.Request) {
-			for range 64 {
-				if _, err := w.Write(bytes.Repeat([]byte(" "), 1<<20)); err != nil {
-					return
-				}
-			}
-		}, unreachable, 3, true},
-		{"500", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) }, unreachable, 3, false},
-		{"503 with JSON", func(w http.ResponseWriter, r *http.Request) {
-			w.WriteHeader(503)
-			io.WriteString(w, `{"access_token":"t","ticket":"t","url":"u","openid":"mallory"}`)
-		}, unreachable, 3, false},
-		{"busy", say(`{"errcode":-1,"errmsg":"system error"}`), refused, 9, false},
-		{"wrong appid", say(`{"errcode":40013,"errmsg":"invalid appid"}`), refused, 3, false},
-		{"wrong secret", say(`{"errcode":40125,"errmsg":"invalid appsecret"}`), refused, 3, false},
-		{"IP not allowed", say(`{"errcode":40164,"errmsg":"invalid ip 203.0.113.7"}`), refused, 3, false},
-		{"quota", say(`{"errcode":45009,"errmsg":"reach max api daily quota limit"}`), refused, 3, false},
-		{"too fast", say(`{"errcode":45011,"errmsg":"api minute-quota reach limit"}`), refused, 3, false},
+		{"HTML", page(200, "", "<html>busy</html>"), unreachable, 3, false},
+		{"empty", page(200, "", ""), unreachable, 3, false},
+		{"null", page(200, "", "null"), unreachable, 3, false},
+		{"nothing in it", page(200, "", "{}"), unreachable, 3, false},
+		{"wrong types", page(200, "", `{"access_token":7,"ticket":{},"openid":[],"expires_in":"x"}`), unreachable, 3, false},
+		{"errcode of a wrong type", page(200, "", `{"errcode":"40001"}`), unreachable, 3, false},
+		{"64 MiB", page(200, "", strings.Repeat(" ", 64<<20)), unreachable, 3, true},
+		{"503 with JSON", page(503, "", `{"access_token":"t","ticket":"t","url":"u","openid":"mallory"}`), unreachable, 3, false},
+		{"busy", page(200, "", `{"errcode":-1,"errmsg":"system error"}`), refused, 9, false},
+		{"wrong appid", page(200, "", `{"errcode":40013,"errmsg":"invalid appid"}`), refused, 3, false},
+		{"wrong secret", page(200, "", `{"errcode":40125,"errmsg":"invalid appsecret"}`), refused, 3, false},
+		{"IP not allowed", page(200, "", `{"errcode":40164,"errmsg":"invalid ip 203.0.113.7"}`), refused, 3, false},
+		{"quota", page(200, "", `{"errcode":45009,"errmsg":"reach max api daily quota limit"}`), refused, 3, false},
 	} {
 		for _, path := range []string{"/cgi-bin/stable_token", "/cgi-bin/qrcode/create", "/sns/oauth2/access_token"} {
 			t.Run(test.name+path, func(t *testing.T) {
@@ -388,7 +356,7 @@ func (w *world) bearFault(t *testing.T, path string, fault http.HandlerFunc, wan
 		if took := time.Since(start); took > 10*time.Second {
 			t.Errorf("took %v", took)
 		}
-		if out := w.do("POST", "/wechat/message?"+w.signed(), pushXML("o", "SCAN", "s", "x")); out.Body.String() != "success" {
+		if out := w.push(pushXML("o", "SCAN", "s", "x")); out.Body.String() != "success" {
 			t.Errorf("a push notices: %s", out.Body)
 		}
 	}
@@ -406,22 +374,8 @@ func (w *world) bearFault(t *testing.T, path string, fault http.HandlerFunc, wan
 
 func TestAnswersThatAreNoHTTPAreNotQuoted(t *testing.T) {
 	for _, answer := range []string{`{"access_token":"SECRET"}`, "HTTP/1.1 302 Found\r\nLocation: http://x/%zz?SECRET\r\n\r\n", "HTTP/1.1 SECRET\r\n\r\n", "HTTP/1.1 200 OK\r\nSECRET\r\n\r\n"} {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		must(t, err)
-		defer listener.Close()
-		go func() {
-			for {
-				conn, err := listener.Accept()
-				if err != nil {
-					return
-				}
-				conn.Read(make([]byte, 1000))
-				io.WriteString(conn, answer)
-				conn.Close()
-			}
-		}()
 		w := newWorld(t)
-		w.wechat.client, w.wechat.config.apiBase = newHTTPClient(), "http://"+listener.Addr().String()
+		w.wechat.client, w.wechat.config.apiBase = newHTTPClient(), newLocalServer(t, raw(answer, false))
 		if out := w.do("GET", "/wechat/getloginqr", ""); out.Code != 502 || strings.Contains(w.logged.String(), "SECRET") {
 			t.Errorf("%q: %d, %s", answer, out.Code, w.logged)
 		}
@@ -509,17 +463,7 @@ func TestProfileAdornsALoginThatStandsWithoutIt(t *testing.T) {
 		{"snsapi_userinfo", `{"errcode":48001,"errmsg":"api unauthorized"}`, "", "of the exchange"},
 	} {
 		w := newWorld(t, "WECHAT_SCOPE="+test.scope)
-		w.setFault(func(rw http.ResponseWriter, r *http.Request) bool {
-			switch {
-			case strings.HasSuffix(r.URL.Path, "/oauth2/access_token"):
-				io.WriteString(rw, `{"access_token":"t","openid":"alice","unionid":"of the exchange"}`)
-			case strings.HasSuffix(r.URL.Path, "/userinfo"):
-				io.WriteString(rw, test.profile)
-			default:
-				return false
-			}
-			return true
-		})
+		w.setFault(saying("/oauth2/access_token", `{"access_token":"t","openid":"alice","unionid":"of the exchange"}`, "/userinfo", test.profile))
 		qr := w.begin(t, "getauthqr")
 		w.scan(qr.Ticket, "alice", "")
 		if got := w.check(t, qr.Ticket, ""); got.OpenID != "alice" || got.Nickname != test.nickname || got.UnionID != test.unionID {
