@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"embed"
@@ -342,7 +343,7 @@ func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
 // news, after S seconds at most. A wait that is no number, or negative, is none.
 func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 	t := s.tickets.find(digest(parameter(r, "ticket")))
-	if seconds, _ := strconv.Atoi(parameter(r, "wait")); seconds > 0 {
+	if seconds, _ := strconv.Atoi(cmp.Or(parameter(r, "wait"), "0")); seconds > 0 {
 		wait := time.Duration(min(seconds, maxWait)) * time.Second
 		if r.ContentLength == 0 { // the server's ReadTimeout would end the request's context meanwhile
 			http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait + readTimeout))
