@@ -20,6 +20,8 @@ const (
 	// maxCodes is how many OAuth codes may be tried on one ticket. Whoever
 	// photographs a QR code can make up codes; each costs a call to WeChat.
 	maxCodes = 5
+
+	blockSize = 64 // tickets, in the store's line
 )
 
 var (
@@ -101,7 +103,6 @@ type ticket struct {
 	deadline moment                // end of the wait
 	state    atomic.Pointer[state] // nil while nobody has scanned; set under store.mu
 	*extras                        // nil, then set for good: before the ticket is found, or under store.mu
-	next     *ticket               // in the store's line; guarded by store.mu
 }
 
 // The extras of a ticket are what only few of them need.
@@ -121,7 +122,8 @@ func (t *ticket) flow() flow {
 // A store holds the live tickets, in memory only.
 //
 // All tickets wait equally long, so a line of them does instead of a timer for
-// each: the sweeper wakes for the first and never looks at the rest.
+// each: the sweeper wakes for the first and never looks at the rest. It is a line
+// of blocks, as the garbage collector has less to do with few large things.
 type store struct {
 	ttl     time.Duration
 	max     int
@@ -130,10 +132,10 @@ type store struct {
 	start   time.Time                    // moments count from here
 	tickets sync.Map                     // by key, *ticket
 
-	mu          sync.Mutex  // guards the fields below, and what changes in a ticket
-	live        int         // entries in tickets
-	first, last *ticket     // by deadline; those that are done meanwhile stay in line
-	sweeper     *time.Timer // runs sweep at the first deadline, while any waits
+	mu      sync.Mutex  // guards the fields below, and what changes in a ticket
+	live    int         // entries in tickets
+	line    [][]ticket  // blocks, by deadline; those that are done meanwhile stay in line
+	sweeper *time.Timer // runs sweep at the first deadline, while any waits
 }
 
 // newStore returns a store of at most max tickets that each wait for ttl.
@@ -162,26 +164,29 @@ func (s *store) count() int {
 // its QR code says, or of flow B, with "". It returns errTooManyTickets at the
 // cap, and an error rather than give one ticket to two browsers.
 func (s *store) begin(secret, says string, asker *asker) error {
-	t := &ticket{key: digest(secret), says: says}
-	if asker != nil {
-		t.extras = &extras{asker: asker}
-	}
+	key := digest(secret)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.live >= s.max {
 		return errTooManyTickets
 	}
-	t.deadline = time.Since(s.start) + s.ttl
-	if _, loaded := s.tickets.LoadOrStore(t.key, t); loaded {
+	if s.find(key) != nil {
 		return errors.New("this ticket was issued before")
 	}
-	s.live++
-	if s.first == nil {
-		s.first, s.sweeper = t, time.AfterFunc(s.ttl, s.sweep)
-	} else {
-		s.last.next = t
+	if len(s.line) == 0 {
+		s.sweeper = time.AfterFunc(s.ttl, s.sweep)
 	}
-	s.last = t
+	if n := len(s.line); n == 0 || len(s.line[n-1]) == cap(s.line[n-1]) {
+		s.line = append(s.line, make([]ticket, 0, blockSize))
+	}
+	block := &s.line[len(s.line)-1]
+	*block = append(*block, ticket{key: key, says: says, deadline: time.Since(s.start) + s.ttl})
+	t := &(*block)[len(*block)-1]
+	if asker != nil {
+		t.extras = &extras{asker: asker}
+	}
+	s.tickets.Store(key, t)
+	s.live++
 	s.step(t, "begun")
 	return nil
 }
@@ -333,7 +338,8 @@ func (s *store) wait(ctx context.Context, t *ticket, seen status, d time.Duratio
 func (s *store) sweep() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for t := s.first; t != nil; t = s.first {
+	for len(s.line) > 0 {
+		t := &s.line[0][0]
 		if left := t.deadline - time.Since(s.start); left > 0 {
 			s.sweeper.Reset(left)
 			return
@@ -342,7 +348,9 @@ func (s *store) sweep() {
 			s.step(t, "expired")
 			s.forgetLocked(t)
 		}
-		s.first, t.next = t.next, nil
+		if s.line[0] = s.line[0][1:]; len(s.line[0]) == 0 {
+			s.line[0], s.line = nil, s.line[1:]
+		}
 	}
 }
 

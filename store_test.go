@@ -84,8 +84,8 @@ func TestResultStaysReadableThenGoes(t *testing.T) {
 			t.Error("a replay revives the ticket")
 		}
 		synctest.Wait()
-		if _, held := s.tickets.Load(digest("t")); held || s.live != 0 || s.first != nil {
-			t.Errorf("kept: %v, %d live, in line %v", held, s.live, s.first)
+		if _, held := s.tickets.Load(digest("t")); held || s.live != 0 || len(s.line) != 0 {
+			t.Errorf("kept: %v, %d live, %d blocks in line", held, s.live, len(s.line))
 		}
 	})
 }
