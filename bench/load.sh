@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A load run of the real binary over loopback: prints the numbers of the README.
 # For rates the server has one core and the load another; memory is as it comes.
-# Takes some three minutes; needs wrk (apt-get install wrk) and two cores.
+# Takes some four minutes; needs wrk (apt-get install wrk) and two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=$(mktemp -d)
