@@ -359,3 +359,25 @@ func TestFirstScanWinsARace(t *testing.T) {
 		}
 	}
 }
+
+func TestEachOfManyTicketsEndsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const many = 3*blockSize + 1
+		s := newStore(time.Minute, many)
+		steps := make(map[string]int)
+		s.step = func(_ *ticket, step string) { steps[step]++ }
+		for generation := 1; generation <= 2; generation++ { // the second begins in an empty line
+			for i := range many {
+				must(t, s.begin(strconv.Itoa(i), "x", nil))
+			}
+			for i := range blockSize {
+				s.complete(digest(strconv.Itoa(3*i)), flowScan, login{OpenID: "o"})
+			}
+			time.Sleep(max(time.Minute, resultTTL))
+			synctest.Wait()
+			if begun, expired := steps["begun"], steps["expired"]; begun != generation*many || expired != generation*(many-blockSize) || s.count() != 0 || len(s.line) != 0 {
+				t.Errorf("%d begun, %d expired, %d live, %d blocks in line", begun, expired, s.count(), len(s.line))
+			}
+		}
+	})
+}
