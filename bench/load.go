@@ -17,6 +17,7 @@ import (
 	"crypto/rand"
 	"crypto/sha1"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -70,33 +71,47 @@ func floor(addr string) error {
 	}))
 }
 
+// together runs work on n connections, and returns an error if one has any.
+func together(n int, base string, work func(conn net.Conn, in *bufio.Reader) error) error {
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			conn, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
+			if err == nil {
+				err = work(conn, bufio.NewReader(conn))
+				conn.Close()
+			}
+			errs[i] = err
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// answer reads an answer whole.
+func answer(in *bufio.Reader) (string, error) {
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil {
+		return "", err
+	}
+	body, err := io.ReadAll(resp.Body)
+	return string(body), err
+}
+
 func tickets(n int, base string) error {
-	host := strings.TrimPrefix(base, "http://")
 	const clients, batch = 4, 50
-	errs := make(chan error, clients)
-	for range clients {
-		go func() {
-			conn, err := net.Dial("tcp", host)
-			for done := 0; err == nil && done < n/clients; done += batch {
-				io.WriteString(conn, strings.Repeat("GET /wechat/getauthqr HTTP/1.1\r\nHost: x\r\n\r\n", batch))
-				in := bufio.NewReader(conn)
-				for range batch {
-					var resp *http.Response
-					if resp, err = http.ReadResponse(in, nil); err != nil {
-						break
-					}
-					io.Copy(io.Discard, resp.Body)
+	return together(clients, base, func(conn net.Conn, in *bufio.Reader) error {
+		for done := 0; done < n/clients; done += batch {
+			io.WriteString(conn, strings.Repeat("GET /wechat/getauthqr HTTP/1.1\r\nHost: x\r\n\r\n", batch))
+			for range batch {
+				if _, err := answer(in); err != nil {
+					return err
 				}
 			}
-			errs <- err
-		}()
-	}
-	for range clients {
-		if err := <-errs; err != nil {
-			return err
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func park(n int, target string) error {
@@ -163,42 +178,27 @@ func push(n int, pid, base string) error {
 	}
 	close(tickets)
 	before := cpu(pid)
-	errs := make(chan error, 32)
-	for range cap(errs) {
-		go func() {
-			conn, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
+	err := together(32, base, func(conn net.Conn, in *bufio.Reader) error {
+		for ticket := range tickets {
+			parts := []string{"simulated", strconv.FormatInt(time.Now().Unix(), 10), rand.Text()}
+			query := url.Values{"timestamp": {parts[1]}, "nonce": {parts[2]}}
+			slices.Sort(parts)
+			query.Set("signature", fmt.Sprintf("%x", sha1.Sum([]byte(strings.Join(parts, "")))))
+			body := "<xml><ToUserName><![CDATA[gh_0123456789ab]]></ToUserName><FromUserName><![CDATA[o9AgO5Kd5ggOC-bXrbNODIiE3bGY]]></FromUserName><CreateTime>1714112445</CreateTime>" +
+				"<MsgType><![CDATA[event]]></MsgType><Event><![CDATA[SCAN]]></Event><EventKey><![CDATA[scene]]></EventKey><Ticket><![CDATA[" + ticket + "]]></Ticket></xml>"
+			fmt.Fprintf(conn, "POST /wechat/message?%s HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: %d\r\n\r\n%s", query.Encode(), len(body), body)
+			reply, err := answer(in)
 			if err != nil {
-				errs <- err
-				return
+				return err
 			}
-			in := bufio.NewReader(conn)
-			for ticket := range tickets {
-				parts := []string{"simulated", strconv.FormatInt(time.Now().Unix(), 10), rand.Text()}
-				query := url.Values{"timestamp": {parts[1]}, "nonce": {parts[2]}}
-				slices.Sort(parts)
-				query.Set("signature", fmt.Sprintf("%x", sha1.Sum([]byte(strings.Join(parts, "")))))
-				body := "<xml><ToUserName><![CDATA[gh_0123456789ab]]></ToUserName><FromUserName><![CDATA[o9AgO5Kd5ggOC-bXrbNODIiE3bGY]]></FromUserName><CreateTime>1714112445</CreateTime>" +
-					"<MsgType><![CDATA[event]]></MsgType><Event><![CDATA[SCAN]]></Event><EventKey><![CDATA[scene]]></EventKey><Ticket><![CDATA[" + ticket + "]]></Ticket></xml>"
-				fmt.Fprintf(conn, "POST /wechat/message?%s HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: %d\r\n\r\n%s", query.Encode(), len(body), body)
-				resp, err := http.ReadResponse(in, nil)
-				if err != nil {
-					errs <- err
-					return
-				}
-				answer, _ := io.ReadAll(resp.Body)
-				resp.Body.Close()
-				if !strings.Contains(string(answer), "<Content>") {
-					errs <- fmt.Errorf("a push logs nobody in: %d %s", resp.StatusCode, answer)
-					return
-				}
+			if !strings.Contains(reply, "<Content>") {
+				return fmt.Errorf("a push logs nobody in: %s", reply)
 			}
-			errs <- nil
-		}()
-	}
-	for range cap(errs) {
-		if err := <-errs; err != nil {
-			return err
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	fmt.Printf("%.0f\n", float64(n)/(cpu(pid)-before))
 	return nil
