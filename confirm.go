@@ -40,7 +40,7 @@ func number(key key) string {
 	return strconv.Itoa(10 + int(crc32.ChecksumIEEE(key[:])%90))
 }
 
-// confirmURL returns where the phone confirms a claim; "" if none waits.
+// confirmURL returns where the phone confirms a login; "" if none waits for that.
 func (s *server) confirmURL(t *ticket) string {
 	st, _ := s.tickets.look(t)
 	if st.status != statusScanned {
@@ -49,8 +49,9 @@ func (s *server) confirmURL(t *ticket) string {
 	return s.config.publicURL + "/wechat/confirm?s=" + t.key.String() + st.secret
 }
 
-// claimed returns the ticket and the secret that a confirmation comes with.
-func (s *server) claimed(sent string) (t *ticket, secret string) {
+// splitSecret returns the ticket, nil if there is none, and the secret that are
+// the s of confirmURL.
+func (s *server) splitSecret(sent string) (t *ticket, secret string) {
 	id := sent[:min(len(sent), 2*len(key{}))]
 	return s.tickets.find(parseKey(id)), sent[len(id):]
 }
@@ -59,7 +60,7 @@ func (s *server) claimed(sent string) (t *ticket, secret string) {
 // that a preview of the link does no harm.
 func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 	sent := r.URL.Query().Get("s")
-	t, secret := s.claimed(sent)
+	t, secret := s.splitSecret(sent)
 	if !s.tickets.holds(t, secret) {
 		http.Redirect(w, r, "/static/html/loginfailed.html?reason=expired", http.StatusSeeOther)
 		return nil
@@ -72,7 +73,7 @@ func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 func (s *server) hearPhone(w http.ResponseWriter, r *http.Request) error {
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	yes := r.PostFormValue("answer") == "yes"
-	t, secret := s.claimed(r.PostFormValue("s"))
+	t, secret := s.splitSecret(r.PostFormValue("s"))
 	target := "/static/html/loginsucceed.html"
 	if !s.tickets.decide(t, secret, yes) {
 		target = "/static/html/loginfailed.html?reason=expired"

@@ -450,8 +450,8 @@ func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// redeem logs in whoever comes with a code. After a login, or a claim of one,
-// reason is ""; else it tells the phone's page why there is none.
+// redeem logs in whoever comes with a code. After a login, or one that is to be
+// confirmed, reason is ""; else it tells the phone's page why there is none.
 func (s *server) redeem(r *http.Request) (t *ticket, reason string) {
 	query := r.URL.Query()
 	t = s.tickets.find(parseKey(query.Get("state")))
@@ -583,7 +583,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 
 // write ends a handler: whether the client is still there is not its concern.
 func write(w http.ResponseWriter, status int, contentType string, body []byte) error {
-	w.Header()["Content-Type"] = []string{contentType}
+	w.Header()["Content-Type"] = []string{contentType} // Set would look for the canonical name, at each poll
 	w.WriteHeader(status)
 	w.Write(body)
 	return nil

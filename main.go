@@ -168,7 +168,7 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, log
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       readTimeout,
-		WriteTimeout:      maxWait*time.Second + 15*time.Second,
+		WriteTimeout:      (maxWait + 15) * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    32 << 10,
 		ErrorLog:          stdlog.New(&errorLog{log, newLimiter(60)}, "", 0),

@@ -590,7 +590,7 @@ func TestHTTPSReadsAChangedCertificate(t *testing.T) {
 		t.Errorf("without the files: %v", err)
 	}
 	selfSigned(t, certFile, keyFile, 1)
-	base, _, _ := start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile), "-addr", "127.0.0.1:0")
+	base, logged, _ := start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile), "-addr", "127.0.0.1:0")
 	serial := func() int64 {
 		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 		resp, err := client.Get("https" + strings.TrimPrefix(base, "http") + "/healthz")
@@ -604,6 +604,10 @@ func TestHTTPSReadsAChangedCertificate(t *testing.T) {
 	must(t, os.WriteFile(certFile, []byte("half written"), 0o600))
 	if third := serial(); first != 1 || second != 2 || third != 2 {
 		t.Errorf("certificates %d, %d, then %d with unusable files", first, second, third)
+	}
+	serial()
+	if warned := strings.Count(logged.String(), "reading the certificate again"); warned != 1 {
+		t.Errorf("warned of unusable files %d times", warned)
 	}
 }
 

@@ -151,8 +151,9 @@ func TestSessionOfALogin(t *testing.T) {
 			c.Secure != strings.HasPrefix(publicURL, "https") || c.MaxAge != 24*60*60 {
 			t.Errorf("cookie %+v", c)
 		}
-		for _, header := range [][2]string{{"Cookie", name + "=" + answer.Token}, {"Authorization", "Bearer " + answer.Token}, {"Cookie", name + "=x; " + name + "=" + answer.Token}} {
-			out := w.do("GET", "/wechat/session", "", header[0], header[1])
+		for _, headers := range [][]string{{"Cookie", name + "=" + answer.Token}, {"Authorization", "Bearer " + answer.Token}, {"Cookie", name + "=x; " + name + "=" + answer.Token},
+			{"Authorization", "Bearer of-the-application", "Cookie", name + "=" + answer.Token}} {
+			out := w.do("GET", "/wechat/session", "", headers...)
 			want := fmt.Sprintf(`{"openid":"alice","unionid":"union-alice","nickname":"alice","avatar":"%s/demo/avatar.svg","expiresAt":`, publicURL)
 			if out.Code != 200 || !strings.HasPrefix(out.Body.String(), want) || out.Header().Get("X-WeChat-OpenID") != "alice" || out.Header().Get("X-WeChat-UnionID") != "union-alice" {
 				t.Errorf("%d %s, %v", out.Code, out.Body, out.Header())

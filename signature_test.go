@@ -89,6 +89,7 @@ func TestWhatDoesNotOpenFailsAlike(t *testing.T) {
 		"a changed byte":    string(flipped),
 		"cut off":           docEncrypt[:64],
 		"somebody else's":   key.seal(make([]byte, 16), []byte("hello"), "wx0000000000000000"),
+		"no appid":          key.seal(make([]byte, 16), []byte("hello"), ""),
 		"appid prolonged":   key.seal(make([]byte, 16), []byte("hello"), docAppID+"x"),
 		"under another key": testKey(t, strings.Repeat("B", 43)).seal(make([]byte, 16), []byte("hello"), docAppID),
 

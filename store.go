@@ -33,6 +33,7 @@ var (
 // SHA-256. In hex it is the OAuth state of flow B.
 type key [16]byte
 
+// digest returns the key of a ticket, or of another secret.
 func digest(ticket string) key {
 	sum := sha256.Sum256([]byte(ticket))
 	return key(sum[:16])

@@ -460,7 +460,7 @@ func TestProfileAdornsALoginThatStandsWithoutIt(t *testing.T) {
 		{"snsapi_base", "", "", "of the exchange"},
 		{"snsapi_userinfo", `{"nickname":"a","unionid":"of the profile"}`, "a", "of the profile"},
 		{"snsapi_userinfo", `{"nickname":"a"}`, "a", "of the exchange"},
-		{"snsapi_userinfo", `{"errcode":48001,"errmsg":"api unauthorized"}`, "", "of the exchange"},
+		{"snsapi_userinfo", `{"errcode":48001,"errmsg":"api unauthorized","nickname":"nobody"}`, "", "of the exchange"},
 	} {
 		w := newWorld(t, "WECHAT_SCOPE="+test.scope)
 		w.setFault(saying("/oauth2/access_token", `{"access_token":"t","openid":"alice","unionid":"of the exchange"}`, "/userinfo", test.profile))
