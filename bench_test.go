@@ -74,7 +74,7 @@ func quietServer(b *testing.B, tickets int) *server {
 	must(b, err)
 	s := newServer(c, slog.New(slog.DiscardHandler))
 	for i := range tickets {
-		must(b, s.tickets.begin("ticket"+strconv.Itoa(i), "http://weixin.qq.com/q/02abcdefghijklmnop", nil))
+		must(b, s.tickets.begin(b.Context(), "ticket"+strconv.Itoa(i), flowScan, "http://weixin.qq.com/q/02abcdefghijklmnop", asker{}))
 	}
 	return s
 }
@@ -96,7 +96,7 @@ func BenchmarkPush(b *testing.B) {
 	request := func(int) *http.Request {
 		pushes++
 		ticket := "push" + strconv.Itoa(pushes)
-		must(b, s.tickets.begin(ticket, "x", nil))
+		must(b, s.tickets.begin(b.Context(), ticket, flowScan, "x", asker{}))
 		timestamp, nonce := strconv.FormatInt(time.Now().Unix(), 10), strconv.Itoa(pushes)
 		query := url.Values{"timestamp": {timestamp}, "nonce": {nonce}, "signature": {signature(s.config.token, timestamp, nonce)}}
 		return httptest.NewRequest("POST", "/wechat/message?"+query.Encode(), strings.NewReader(pushXML("openid", "SCAN", "scene", ticket)))
@@ -110,10 +110,9 @@ func BenchmarkAuthQR(b *testing.B) {
 	s := quietServer(b, 0)
 	handler := s.routes()
 	beside(b, "getauthqr", func(b *testing.B) {
-		must(b, s.tickets.begin("T", "", nil))
-		says, _ := s.says("T")
+		link := s.wechat.authorizeURL(s.config.publicURL+"/wechat/accessusercode", digest("T").String())
 		for b.Loop() {
-			qrcode.Encode(says, qrcode.Highest, 256)
+			qrcode.Encode(link, qrcode.Highest, 256)
 		}
 	}, func(b *testing.B) {
 		for b.Loop() {
@@ -171,7 +170,7 @@ func BenchmarkStore(b *testing.B) {
 		}, func(b *testing.B) {
 			for b.Loop() {
 				begun++
-				must(b, s.begin("begun"+strconv.Itoa(begun), "", nil))
+				must(b, s.begin(b.Context(), "begun"+strconv.Itoa(begun), flowScan, "x", asker{}))
 			}
 		})
 	}

@@ -206,7 +206,8 @@ func sign(args []string, getenv func(string) string, stdout io.Writer) error {
 	if listening, err := net.ResolveTCPAddr("tcp", cmp.Or(getenv("ADDR"), ":8080")); err == nil && getenv("TLS_CERT") == "" {
 		c.publicURL = fmt.Sprint("http://127.0.0.1:", listening.Port)
 	}
-	eventKey := map[string]string{"SCAN": "wxscan", "subscribe": "qrscene_wxscan"}[*event]
+	scene := digest(*ticket).String()
+	eventKey := map[string]string{"SCAN": scene, "subscribe": "qrscene_" + scene}[*event]
 	var keyErr error
 	if key := getenv("WECHAT_AES_KEY"); key != "" {
 		c.aesKey, keyErr = parseAESKey(key)
@@ -234,7 +235,7 @@ func sign(args []string, getenv func(string) string, stdout io.Writer) error {
 	if *ticket == "" {
 		return nil
 	}
-	query, push, err := c.signedPush(*openID, *event, eventKey, *ticket)
+	query, push, err := c.signedPush(*openID, *event, eventKey, "")
 	fmt.Fprintf(stdout, "curl -sS -w '\\n' %s -H 'Content-Type: text/xml' --data-binary %s\n", quote(c.interfaceURL()+"?"+query.Encode()), quote(string(push)))
 	return err
 }

@@ -7,7 +7,6 @@ import (
 	"regexp"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -177,28 +176,6 @@ func TestPollHearsOfEachStep(t *testing.T) {
 	})
 }
 
-func TestOneDecisionUnderAnyRace(t *testing.T) {
-	s := newStore(time.Minute, 10)
-	s.confirm = true
-	must(t, s.begin("t", "x", nil))
-	s.complete(digest("t"), flowScan, login{OpenID: "alice"})
-	ticket := s.find(digest("t"))
-	secret := ticket.state.Load().secret
-	var decided atomic.Int32
-	var wg sync.WaitGroup
-	for i := range 100 {
-		wg.Go(func() {
-			if s.decide(ticket, secret, i%2 == 0) {
-				decided.Add(1)
-			}
-		})
-	}
-	wg.Wait()
-	if decided.Load() != 1 {
-		t.Errorf("%d decisions", decided.Load())
-	}
-}
-
 func TestDescribe(t *testing.T) {
 	for agent, want := range map[string]string{
 		firefox: "Firefox, Windows",
@@ -210,7 +187,7 @@ func TestDescribe(t *testing.T) {
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("User-Agent", agent)
-		if got := (&server{config: config{confirm: true}}).asker(r).browser; got != want {
+		if got := (&server{config: config{confirm: true}}).asker(r).Browser; got != want {
 			t.Errorf("%.40q: %q, want %q", agent, got, want)
 		}
 	}

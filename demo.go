@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"encoding/xml"
 	"errors"
@@ -24,10 +25,10 @@ import (
 // mistakes show.
 type demo struct {
 	*http.ServeMux
-	config config
-	says   func(ticket string) (text string, ok bool) // what a camera reads off a ticket's QR code
-	client *http.Client                               // for pushes and callbacks
-	server string                                     // where these go: to the program itself, over loopback
+	config  config
+	tickets *store       // for what a camera reads off a ticket's QR code
+	client  *http.Client // for pushes and callbacks
+	server  string       // where these go: to the program itself, over loopback
 
 	calls  sync.Mutex // held during a call of the API; guards the two below
 	stable string     // the last stable access token
@@ -52,8 +53,8 @@ const (
 )
 
 // newDemo returns the simulator of the account that config is of.
-func newDemo(config config, client *http.Client, says func(string) (string, bool)) *demo {
-	d := &demo{ServeMux: http.NewServeMux(), config: config, says: says, client: client,
+func newDemo(config config, client *http.Client, tickets *store) *demo {
+	d := &demo{ServeMux: http.NewServeMux(), config: config, tickets: tickets, client: client,
 		server: strings.TrimSuffix(config.apiBase, "/demo"), grants: newMemory[grant](maxGrants)}
 	api := func(pattern string, h func(*http.Request) object) {
 		d.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -167,12 +168,30 @@ func (d *demo) createQR(r *http.Request) object {
 	case ask.ActionName != "QR_STR_SCENE", scene == "", len([]rune(scene)) > 64, ask.ExpireSeconds < 1, ask.ExpireSeconds > 2592000:
 		return refuse(40097, "invalid args")
 	}
-	random := make([]byte, 64)
-	rand.Read(random)
-	ticket, life := "gQH/+"+base64.StdEncoding.EncodeToString(random), time.Duration(ask.ExpireSeconds)*time.Second
-	link := d.config.publicURL + "/demo/q/" + d.issue(rand.Text(), life, grant{kind: "qr", of: ticket, scope: scene})
+	id, life := rand.Text(), time.Duration(ask.ExpireSeconds)*time.Second
+	link := d.config.publicURL + "/demo/q/" + id
+	ticket := wechatTicket(link, time.Now(), life)
+	d.issue(id, life, grant{kind: "qr", of: ticket, scope: scene})
 	d.issue(ticket, life, grant{kind: "ticket", of: link})
 	return object{"ticket": ticket, "expire_seconds": ask.ExpireSeconds, "url": link}
+}
+
+// wechatTicket returns a ticket as WeChat makes them of what the QR code says
+// (255 bytes at most), the time and the life: no secret, for whoever sees the
+// code can make it too.
+func wechatTicket(link string, made time.Time, life time.Duration) string {
+	body := append([]byte{1, byte(len(link) + 1)}, link...)
+	body = append(body, 0, 2, 4)
+	body = binary.LittleEndian.AppendUint32(body, uint32(made.Unix()))
+	body = append(body, 3, 4)
+	body = binary.LittleEndian.AppendUint32(body, uint32(made.Add(life).Unix()))
+	sum := int16(0)
+	for _, b := range body {
+		sum += int16(int8(b))
+	}
+	ticket := binary.LittleEndian.AppendUint16([]byte{0x81, 1}, uint16(^sum))
+	ticket = binary.LittleEndian.AppendUint64(ticket, uint64(len(body)))
+	return base64.URLEncoding.EncodeToString(append(ticket, body...))
 }
 
 func (d *demo) exchangeCode(r *http.Request) object {
@@ -250,12 +269,12 @@ func (d *demo) phone(w http.ResponseWriter, r *http.Request) {
 // scan is the phone for curl: it scans the QR code of a live ticket of either
 // flow, as openid. event is that of a button on the phone's page.
 func (d *demo) scan(w http.ResponseWriter, r *http.Request) {
-	says, ok := d.says(r.FormValue("ticket"))
-	if !ok {
+	ticket, err := d.tickets.look(r.Context(), digest(r.FormValue("ticket")))
+	if err != nil || ticket.Status == statusExpired {
 		http.Error(w, "no such ticket, or it has expired", http.StatusNotFound)
 		return
 	}
-	link, isAuth := strings.CutSuffix(says, "#wechat_redirect")
+	link, isAuth := strings.CutSuffix(ticket.QR, "#wechat_redirect")
 	event := map[bool]string{true: "allow", false: "scan"}[isAuth]
 	shown, err := d.act(r.Context(), link, r.FormValue("openid"), cmp.Or(r.FormValue("event"), event))
 	if isAuth && err == nil {

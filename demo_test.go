@@ -338,21 +338,26 @@ func TestSimulatedPhoneSaysThatAQRCodeHasExpired(t *testing.T) {
 	})
 }
 
+// The ticket is of WeChat's own documentation (获取带参数的二维码).
+func TestSimulatedTicketsAreLikeWeChats(t *testing.T) {
+	const link, want = "http://weixin.qq.com/q/kZgfwMTm72WWPkovabbI", "gQH47joAAAAAAAAAASxodHRwOi8vd2VpeGluLnFxLmNvbS9xL2taZ2Z3TVRtNzJXV1Brb3ZhYmJJAAIEZ23sUwMEmm3sUw=="
+	if got := wechatTicket(link, time.Unix(1408003431, 0), 51*time.Second); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
 func TestSimulatedTicketsMustBeEscaped(t *testing.T) {
 	w := newWorld(t)
 	qr := w.begin(t, "getloginqr")
-	for _, c := range []string{"+", "/", "="} {
-		if !strings.Contains(qr.Ticket, c) {
-			t.Errorf("ticket %q has no %s", qr.Ticket, c)
-		}
-	}
+	_, ticket, _ := strings.Cut(qr.WeChatQRURL, "ticket=")
 	const picture = "/demo/cgi-bin/showqrcode?ticket="
 	for _, test := range []struct {
 		name, target string
 		status       int
 	}{
-		{"escaped, as ours is", qr.QRURL, 200},
-		{"not escaped", picture + qr.Ticket, 404},
+		{"escaped, as ours is", qr.WeChatQRURL, 200},
+		{"ours", picture + qr.Ticket, 404},
+		{"cut off", picture + ticket[:len(ticket)-3], 404},
 		{"unknown", picture + "x", 404},
 		{"none", picture, 404},
 		{"the id of its link", picture + qr.URL[strings.LastIndex(qr.URL, "/")+1:], 404},

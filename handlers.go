@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"embed"
@@ -50,26 +51,27 @@ var beijing = time.FixedZone("UTC+8", 8*60*60)
 
 // A server answers browsers, phones and WeChat.
 type server struct {
-	config  config
-	log     *slog.Logger
-	tickets *store
-	wechat  *wechat
-	pushes  *pushGuard
-	askers  *limiter // who asks for QR codes, by client
-	talk    *limiter // log lines that strangers can cause, by kind
-	signer  *signer
-	metrics metrics
-	demo    http.Handler // the simulator, or nil
+	config   config
+	log      *slog.Logger
+	tickets  *store
+	wechat   *wechat
+	pushes   *pushGuard
+	askers   *limiter // who asks for QR codes, by client
+	badCodes *limiter // OAuth codes that WeChat calls invalid, by client
+	talk     *limiter // log lines that strangers can cause, by kind
+	signer   *signer
+	metrics  metrics
+	demo     http.Handler // the simulator, or nil
 }
 
 func newServer(config config, log *slog.Logger) *server {
 	s := &server{config: config, log: log, tickets: newStore(config.ttl, config.maxTickets),
 		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID, ttl: config.sessionTTL},
 		wechat: &wechat{config: config, client: newHTTPClient(), log: log},
-		pushes: newPushGuard(config.maxSkew), askers: newLimiter(config.qrRate), talk: newLimiter(600),
+		pushes: newPushGuard(config.maxSkew), askers: newLimiter(config.qrRate), badCodes: newLimiter(10), talk: newLimiter(600),
 		metrics: metrics{counts: make(map[string]int)}}
 	s.tickets.confirm = config.confirm
-	s.tickets.step = s.step
+	s.tickets.event = s.logEvent
 	s.wechat.called = func(path, result string) {
 		s.metrics.count("wxscan_wechat_calls_total{path=%q,result=%q}", path, result)
 	}
@@ -201,18 +203,26 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 	if push == nil || !push.scan() {
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
-	first := s.tickets.complete(digest(push.Ticket), flowScan, login{OpenID: push.FromUserName})
-	t := s.tickets.find(digest(push.Ticket))
-	confirm := s.confirmURL(t)
-	if !first && (confirm == "" || t.flow() != flowScan || t.state.Load().login.OpenID != push.FromUserName) {
+	k, who := parseKey(push.scene()), login{OpenID: push.FromUserName}
+	ticket, first, err := s.tickets.complete(r.Context(), k, flowScan, who)
+	if err == nil && ticket.Status == statusExpired { // no scene of ours: perhaps a push made by hand, with our ticket
+		k = digest(push.Ticket)
+		ticket, first, err = s.tickets.complete(r.Context(), k, flowScan, who)
+	}
+	if err != nil {
+		return err
+	}
+	again := ticket.Status == statusScanned && ticket.Flow == flowScan && ticket.Login.OpenID == push.FromUserName
+	if !first && !again {
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
 	now := time.Now()
-	text := "您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n" +
-		"You have logged in to %[1]s (%[2]s Beijing time). If this was not you, tell the site, and scan no codes that others send you."
-	if confirm != "" {
+	text, confirm := "您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n"+
+		"You have logged in to %[1]s (%[2]s Beijing time). If this was not you, tell the site, and scan no codes that others send you.", ""
+	if ticket.Status == statusScanned {
 		text = "有人请求以您的身份登录 %[1]s（%[2]s）。<a href=\"%[3]s\">查看并确认</a>。如非本人操作，请勿理会。\n" +
 			"Somebody asks to log in to %[1]s as you (%[2]s Beijing time). <a href=\"%[3]s\">Look and confirm</a>; if it is not you, do nothing."
+		confirm = s.confirmURL(k, ticket)
 	}
 	reply, err := textReply(push, now, fmt.Sprintf(text, site(s.config.publicURL).Host, now.In(beijing).Format("15:04"), confirm))
 	if err != nil {
@@ -275,84 +285,87 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 
 // A qrAnswer is a new ticket, for the browser alone that asked for it.
 type qrAnswer struct {
-	Ticket    string `json:"ticket"`
-	QRURL     string `json:"qrUrl"`     // the picture
-	URL       string `json:"url"`       // what the picture says
-	ExpiresIn int    `json:"expiresIn"` // seconds
+	Ticket      string `json:"ticket"`
+	QRURL       string `json:"qrUrl"`                // our picture
+	WeChatQRURL string `json:"wechatQrUrl,omitzero"` // flow A: WeChat's own
+	URL         string `json:"url"`                  // what the picture says
+	ExpiresIn   int    `json:"expiresIn"`            // seconds
 }
 
-// beginScan begins flow A.
+// beginScan begins flow A. The scene is the ticket's digest: WeChat's own ticket
+// can be computed from the picture, so it is nobody's secret.
 func (s *server) beginScan(w http.ResponseWriter, r *http.Request) error {
-	if s.tickets.count() >= s.config.maxTickets {
+	if s.tickets.records.full() {
 		return errTooManyTickets // before a call is wasted on it
 	}
-	ticket, says, err := s.wechat.createQR(r.Context(), rand.Text(), s.config.ttl)
+	ticket := rand.Text()
+	wechatTicket, qr, err := s.wechat.createQR(r.Context(), digest(ticket).String(), s.config.ttl)
 	if err != nil {
 		return err
 	}
-	return s.begin(w, r, ticket, says, s.wechat.qrImageURL(ticket))
+	return s.begin(w, r, flowScan, qrAnswer{Ticket: ticket, URL: qr, WeChatQRURL: s.wechat.qrImageURL(wechatTicket)})
 }
 
 // beginAuth begins flow B. It asks nothing of WeChat.
 func (s *server) beginAuth(w http.ResponseWriter, r *http.Request) error {
 	ticket := rand.Text()
-	return s.begin(w, r, ticket, "", s.config.publicURL+"/wechat/qr.png?ticket="+ticket)
+	qr := s.wechat.authorizeURL(s.config.publicURL+"/wechat/accessusercode", digest(ticket).String())
+	return s.begin(w, r, flowAuth, qrAnswer{Ticket: ticket, URL: qr})
 }
 
 // begin gives a browser its ticket.
-func (s *server) begin(w http.ResponseWriter, r *http.Request, ticket, says, picture string) error {
-	if err := s.tickets.begin(ticket, says, s.asker(r)); err != nil {
+func (s *server) begin(w http.ResponseWriter, r *http.Request, flow flow, answer qrAnswer) error {
+	if err := s.tickets.begin(r.Context(), answer.Ticket, flow, answer.URL, s.asker(r)); err != nil {
 		return err
 	}
-	says, _ = s.says(ticket)
-	return writeJSON(w, http.StatusOK, qrAnswer{ticket, picture, says, int(s.config.ttl.Seconds())})
-}
-
-// says returns what the QR code of a live ticket says. ok is false if there is
-// no such ticket.
-func (s *server) says(ticket string) (text string, ok bool) {
-	t := s.tickets.find(digest(ticket))
-	switch st, _ := s.tickets.look(t); {
-	case st == expired:
-		return "", false
-	case t.flow() == flowScan:
-		return t.says, true
-	}
-	return s.wechat.authorizeURL(s.config.publicURL+"/wechat/accessusercode", t.key.String()), true
+	answer.QRURL = s.config.publicURL + "/wechat/qr.png?ticket=" + answer.Ticket
+	answer.ExpiresIn = int(s.config.ttl.Seconds())
+	return writeJSON(w, http.StatusOK, answer)
 }
 
 // draw shows the QR code of a live ticket, as a picture or as text.
 func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
-	says, ok := s.says(query.Get("ticket"))
-	if !ok {
+	ticket, err := s.tickets.look(r.Context(), digest(query.Get("ticket")))
+	if err != nil {
+		return err
+	}
+	if ticket.Status == statusExpired {
 		return errNothingHere
 	}
 	contentType, draw := "image/png", qrPNG
 	if strings.HasSuffix(r.URL.Path, ".txt") {
 		contentType, draw = plainText, qrText(query.Get("invert") == "1")
 	}
-	picture, err := draw(says)
+	picture, err := draw(ticket.QR)
 	if err != nil {
 		return err
 	}
 	return write(w, http.StatusOK, contentType, picture)
 }
 
-// poll tells where a login stands: at once, or with wait=S as soon as there is
+// poll answers where a login stands: at once, or with wait=S as soon as there is
 // news, after S seconds at most. A wait that is no number, or negative, is none.
 func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
-	t := s.tickets.find(digest(parameter(r, "ticket")))
+	k := digest(parameter(r, "ticket"))
+	ticket, err := s.tickets.look(r.Context(), k)
+	if err != nil {
+		return err
+	}
 	if seconds, _ := strconv.Atoi(cmp.Or(parameter(r, "wait"), "0")); seconds > 0 {
 		wait := time.Duration(min(seconds, maxWait)) * time.Second
 		if r.ContentLength == 0 { // the server's ReadTimeout would end the request's context meanwhile
 			http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait + readTimeout))
 		}
+		seen := cmp.Or(status(parameter(r, "status")), ticket.Status)
 		s.metrics.waiting.Add(1)
-		s.tickets.wait(r.Context(), t, status(parameter(r, "status")), wait)
+		ticket, err = s.tickets.wait(r.Context(), k, wait, func(now record) bool { return now.Status != seen })
 		s.metrics.waiting.Add(-1)
+		if err != nil {
+			return err
+		}
 	}
-	return s.tell(w, r, t)
+	return s.answerPoll(w, r, k, ticket)
 }
 
 // parameter returns a parameter of a query. It makes no map of them all, which
@@ -378,29 +391,22 @@ type pollAnswer struct {
 	Number string `json:"number,omitzero"` // that the phone shows too, to be confirmed
 }
 
-// tell answers a poll.
-func (s *server) tell(w http.ResponseWriter, r *http.Request, t *ticket) error {
-	st, left := s.tickets.look(t)
-	answer := pollAnswer{Login: st.status == statusDone, Status: st.status}
-	switch st.status {
-	case statusPending: // nearly every answer
-		body := append(make([]byte, 0, 64), `{"login":false,"status":"pending","expiresIn":`...)
-		body = strconv.AppendInt(body, int64(ceil(left)), 10)
-		return write(w, http.StatusOK, "application/json", append(body, "}\n"...))
+// answerPoll answers a poll of the ticket with key k.
+func (s *server) answerPoll(w http.ResponseWriter, r *http.Request, k key, ticket record) error {
+	answer := pollAnswer{Login: ticket.Status == statusDone, Status: ticket.Status}
+	switch ticket.Status {
+	case statusPending:
+		answer.ExpiresIn = ceil(ticket.left())
 	case statusScanned:
-		answer.Number, answer.ExpiresIn = number(t.key), ceil(left)
+		answer.Number, answer.ExpiresIn = number(k), ceil(ticket.left())
 	case statusDone:
-		answer.login = st.login
+		answer.login = ticket.Login
 		var err error
-		if answer.Token, err = s.signer.sign(st.login, st.at, digest("session of "+t.key.String()).String()); err != nil {
+		if answer.Token, err = s.signer.sign(ticket.Login, ticket.Since, digest("session of "+k.String()).String()); err != nil {
 			return err
 		}
 		if !strings.Contains(r.Header.Get("Accept"), "text/html") { // not for a link, which could bring anybody's ticket
 			http.SetCookie(w, s.signer.cookie(answer.Token))
-		}
-		if st.told.CompareAndSwap(false, true) {
-			s.metrics.tell(time.Since(st.at))
-			s.step(t, "done")
 		}
 	}
 	return writeJSON(w, http.StatusOK, answer)
@@ -434,52 +440,90 @@ func (s *server) logout(w http.ResponseWriter, r *http.Request) error {
 
 // callback is where the phone comes back to from the authorize page of flow B.
 func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
-	target := "/static/html/loginsucceed.html"
-	t, reason := s.redeem(r)
-	if reason != "" {
-		if reason != "expired" {
-			s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=%q}", reason)
-		}
-		target = "/static/html/loginfailed.html?reason=" + reason
-	} else if confirm := s.confirmURL(t); confirm != "" {
-		target = confirm
-	} else if st, _ := s.tickets.look(t); st.status == statusDeclined {
-		target = "/static/html/loginfailed.html?reason=declined"
+	query := r.URL.Query()
+	k, code := parseKey(query.Get("state")), query.Get("code")
+	ticket, err := s.tickets.look(r.Context(), k)
+	failed := func(reason string) error {
+		http.Redirect(w, r, "/static/html/loginfailed.html?reason="+reason, http.StatusSeeOther)
+		return nil
 	}
-	http.Redirect(w, r, target, http.StatusSeeOther)
+	switch {
+	case err != nil:
+		return failed("unavailable")
+	case ticket.Flow != flowAuth: // or there is no such ticket
+		return failed("expired")
+	case code == "" || code == "authdeny":
+		s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=\"denied\"}")
+		return failed("denied")
+	}
+	ticket, reason := s.redeem(r, k, code)
+	switch {
+	case reason != "":
+		s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=%q}", reason)
+		return failed(reason)
+	case ticket.Status == statusScanned:
+		http.Redirect(w, r, s.confirmURL(k, ticket), http.StatusSeeOther)
+	case ticket.Status == statusDeclined:
+		return failed("declined")
+	default:
+		http.Redirect(w, r, "/static/html/loginsucceed.html", http.StatusSeeOther)
+	}
 	return nil
 }
 
-// redeem logs in whoever comes with a code. After a login, or one that is to be
-// confirmed, reason is ""; else it tells the phone's page why there is none.
-func (s *server) redeem(r *http.Request) (t *ticket, reason string) {
-	query := r.URL.Query()
-	t = s.tickets.find(parseKey(query.Get("state")))
-	if st, _ := s.tickets.look(t); st == expired || t.flow() != flowAuth {
-		return nil, "expired"
+// redeem logs in whoever comes with a code. A code is exchanged once: a callback
+// that is opened twice waits for the first and shares what comes of it. Where
+// there is no login, reason is why, for the phone's page.
+func (s *server) redeem(r *http.Request, k key, code string) (ticket record, reason string) {
+	ctx := r.Context()
+	asker, known := client(r, s.config.trusted)
+	if known && s.badCodes.full(asker) {
+		return record{}, string(outcomeUnavailable)
 	}
-	code := query.Get("code")
-	if code == "" || code == "authdeny" {
-		return t, "denied"
-	}
-	err := s.tickets.redeem(t, code, func() (login, error) {
-		who, err := s.wechat.exchangeCode(r.Context(), code)
-		if err != nil && s.talk.pass("callback") == 0 {
-			s.log.Warn("no login by web authorization", "err", err, "hint", hint(err))
+	ticket, first, err := s.tickets.claim(ctx, k, code)
+	switch _, tried := ticket.outcome(code); {
+	case err != nil:
+	case first:
+		who, came := s.exchange(ctx, code)
+		if came == outcomeExpired && known {
+			s.badCodes.pass(asker)
 		}
-		return who, err
-	})
-	switch {
-	case err == nil:
-		return t, ""
-	case errors.Is(err, errSnapshot):
-		return t, "snapshot"
-	case errors.Is(err, errCodeUsed), hint(err) == hintUsed:
-		return t, "used"
-	case hint(err) == hintInvalid:
-		return t, "expired"
+		ticket, err = s.tickets.settle(context.WithoutCancel(ctx), k, code, came, who)
+	case !tried:
+		return ticket, string(outcomeUsed)
+	default:
+		ticket, err = s.tickets.wait(ctx, k, requestTimeout, func(now record) bool {
+			came, _ := now.outcome(code)
+			return came != outcomeNone
+		})
 	}
-	return t, "unavailable"
+	switch came, _ := ticket.outcome(code); {
+	case err != nil || came == outcomeNone:
+		return ticket, string(outcomeUnavailable)
+	case came != outcomeLogin:
+		return ticket, string(came)
+	}
+	return ticket, ""
+}
+
+// exchange returns who is behind an OAuth code, or what came of it instead.
+func (s *server) exchange(ctx context.Context, code string) (login, outcome) {
+	who, err := s.wechat.exchangeCode(ctx, code)
+	if err == nil {
+		return who, outcomeLogin
+	}
+	if s.talk.pass("callback") == 0 {
+		s.log.Warn("no login by web authorization", "err", err, "hint", hint(err))
+	}
+	switch {
+	case errors.Is(err, errSnapshot):
+		return login{}, outcomeSnapshot
+	case hint(err) == hintUsed:
+		return login{}, outcomeUsed
+	case hint(err) == hintInvalid:
+		return login{}, outcomeExpired
+	}
+	return login{}, outcomeUnavailable
 }
 
 // loginPage serves the login page, which leads back to return_to, if that is safe.

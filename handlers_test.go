@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -70,7 +71,7 @@ func newWorld(t testing.TB, settings ...string) *world {
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(w.logged, t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w.server = newServer(config, log)
 	w.wechat.client.Transport = w
-	simulator := newDemo(config, w.wechat.client, w.says)
+	simulator := newDemo(config, w.wechat.client, w.tickets)
 	t.Cleanup(func() { w.checkLeaks(t, simulator) })
 	w.demo = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		path := strings.TrimPrefix(r.URL.Path, "/demo")
@@ -84,6 +85,7 @@ func newWorld(t testing.TB, settings ...string) *world {
 		}
 	})
 	w.handler = w.record(w.routes())
+	go w.tickets.sweep(t.Context())
 	return w
 }
 
@@ -112,17 +114,17 @@ func (w *world) record(h http.Handler) http.Handler {
 func (w *world) checkLeaks(t testing.TB, simulator *demo) {
 	everywhere := []string{w.config.appSecret, w.config.token, docKey}
 	tickets := w.issued
+	logged, answers, begun := w.logged.String(), w.answers.String(), w.begun.String()
 	simulator.mu.Lock()
 	defer simulator.mu.Unlock()
 	for name, g := range simulator.grants.entries {
 		switch g.value.kind {
 		case "token", "user", "code", "used":
 			everywhere = append(everywhere, name)
-		case "ticket":
-			tickets = append(tickets, name)
+		case "ticket": // WeChat's: no secret, but random enough to hold a short Token
+			begun = strings.ReplaceAll(begun, url.QueryEscape(name), "")
 		}
 	}
-	logged, answers, begun := w.logged.String(), w.answers.String(), w.begun.String()
 	for _, secret := range everywhere {
 		if strings.Contains(logged+answers+begun, secret) || strings.Contains(logged+answers+begun, url.QueryEscape(secret)) {
 			t.Errorf("the secret %q is in the log or in an answer", secret)
@@ -487,6 +489,87 @@ func TestCallback(t *testing.T) {
 	}
 }
 
+// Whoever sees flow A's QR code can make WeChat's ticket: of the link that the
+// code shows, the time and the ticket's life.
+func TestAPhotographOfTheCodeTakesNoLogin(t *testing.T) {
+	for _, confirm := range []string{"false", "true"} {
+		for _, begin := range []string{"getloginqr", "getauthqr"} {
+			w := newWorld(t, "CONFIRM="+confirm)
+			qr := w.begin(t, begin)
+			guesses := []string{digest(qr.Ticket).String(), qr.URL}
+			made := time.Now()
+			for i := range 298 {
+				guesses = append(guesses, wechatTicket(qr.URL, made.Add(time.Duration(i-149)*time.Second), 5*time.Minute))
+			}
+			if wechats, err := url.Parse(qr.WeChatQRURL); begin == "getloginqr" && (err != nil || !slices.Contains(guesses, wechats.Query().Get("ticket"))) {
+				t.Fatalf("WeChat's ticket, in %s, is not among the guesses: %v", qr.WeChatQRURL, err)
+			}
+			find := func(when string) {
+				for _, guess := range guesses {
+					if got := w.check(t, guess, ""); got.Status != statusExpired || got.Number != "" {
+						t.Errorf("%s, CONFIRM=%s, %s: %q polls the login: %+v", begin, confirm, when, guess, got)
+					}
+				}
+			}
+			find("before the scan")
+			w.scan(qr.Ticket, "alice", "")
+			find("after the scan")
+			if got := w.check(t, qr.Ticket, ""); got.Status == statusPending || got.Status == statusExpired {
+				t.Errorf("%s: the owner of the ticket sees %q", begin, got.Status)
+			}
+		}
+	}
+}
+
+func TestAPushIsMatchedByItsScene(t *testing.T) {
+	w := newWorld(t)
+	for _, test := range []struct {
+		name, event string
+		key, ticket func(ticket string) string // of the push
+		login       bool
+	}{
+		{"by the scene, as WeChat pushes", "SCAN", func(t string) string { return digest(t).String() }, func(string) string { return "gQH47joAAA==" }, true},
+		{"by the scene, of somebody new", "subscribe", func(t string) string { return "qrscene_" + digest(t).String() }, func(string) string { return "" }, true},
+		{"by our ticket, with curl", "SCAN", func(string) string { return "123" }, func(t string) string { return t }, true},
+		{"by the scene, before the ticket", "SCAN", func(t string) string { return digest(t).String() }, func(string) string { return w.begin(t, "getloginqr").Ticket }, true},
+		{"not by the ticket as scene", "SCAN", func(t string) string { return t }, func(string) string { return "" }, false},
+		{"not by the digest as Ticket", "SCAN", func(string) string { return "" }, func(t string) string { return digest(t).String() }, false},
+	} {
+		qr := w.begin(t, "getloginqr")
+		w.push(pushXML("alice", test.event, test.key(qr.Ticket), test.ticket(qr.Ticket)))
+		if got := w.check(t, qr.Ticket, ""); got.Login != test.login {
+			t.Errorf("%s: %+v", test.name, got)
+		}
+	}
+}
+
+// A person with made-up codes must not deny the login to the right one.
+func TestMadeUpCodesDenyNobodyTheLogin(t *testing.T) {
+	w := newWorld(t)
+	qr := w.begin(t, "getauthqr")
+	back := func(code, peer string) string {
+		return w.do("GET", "/wechat/accessusercode?code="+code+"&state="+digest(qr.Ticket).String(), "", "peer", peer).Header().Get("Location")
+	}
+	for i := range 25 {
+		want := "expired"
+		if i >= 10 {
+			want = "unavailable"
+		}
+		if got := back("made-up"+strconv.Itoa(i), "203.0.113.66:1"); !strings.HasSuffix(got, want) {
+			t.Errorf("made-up code %d: %s, want %s", i, got, want)
+		}
+	}
+	if got := w.called("/sns/oauth2/access_token"); got != 10 {
+		t.Errorf("%d made-up codes of one client reached WeChat, want 10", got)
+	}
+	if got := back(w.code(t, "alice", "allow"), "203.0.113.7:1"); !strings.HasSuffix(got, "loginsucceed.html") {
+		t.Errorf("alice's phone: %s", got)
+	}
+	if got := w.check(t, qr.Ticket, ""); got.OpenID != "alice" {
+		t.Errorf("logged in: %+v", got)
+	}
+}
+
 func TestFlowBWorksWhileFlowAFails(t *testing.T) {
 	w := newWorld(t)
 	w.setFault(refusing("stable_token", 40164, "invalid ip 203.0.113.7, not in whitelist rid: 1"))
@@ -633,7 +716,7 @@ func TestOneSignatureCarriesOneBodyOnce(t *testing.T) {
 	// A push that comes before its ticket is known, as nobody's, and again after.
 	query, push = w.signed(), pushXML("mallory", "SCAN", "s", "known-later")
 	w.do("POST", "/wechat/message?"+query, push)
-	must(t, w.tickets.begin("known-later", "x", nil))
+	w.tickets.start(t, "known-later")
 	if out := w.do("POST", "/wechat/message?"+query, push); out.Body.String() != "success" || w.check(t, "known-later", "").Login {
 		t.Errorf("a replay logs in: %s", out.Body)
 	}

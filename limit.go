@@ -84,6 +84,14 @@ func (l *limiter) pass(key string) time.Duration {
 	return 0
 }
 
+// full tells whether the key may not pass now.
+func (l *limiter) full(key string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	times, _ := l.passed.get(key)
+	return l.rate > 0 && len(times) == l.rate && time.Since(times[0]) < time.Minute
+}
+
 // client returns who asks, for a limiter: an IPv4 address, or the /64 of an IPv6
 // address, since that much is one customer's. Behind loopback (nginx, an ngrok
 // agent), a Unix socket and the trusted proxies it is the last hop of

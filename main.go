@@ -82,13 +82,15 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		config.simulate(listener.Addr().(*net.TCPAddr))
 	}
 	server := newServer(config, log)
-	defer server.tickets.close()
+	var background sync.WaitGroup
+	defer background.Wait()
+	background.Go(func() { server.tickets.sweep(ctx) })
 	log.Info("listening", "addr", listener.Addr().String(), "url", config.publicURL)
 	if getenv("SESSION_SECRET") == "" && !config.demo {
 		log.Warn("SESSION_SECRET is not set: a restart logs everybody out")
 	}
 	if config.demo {
-		server.demo = newDemo(config, server.wechat.client, server.says)
+		server.demo = newDemo(config, server.wechat.client, server.tickets)
 		log.Warn("DEMO: WeChat is simulated, and ANYONE CAN LOG IN AS ANYONE", "open", config.publicURL+"/")
 	} else {
 		log.Info("to enter on the account's page", "interface_url", config.interfaceURL(), "authorization_domain", config.domain())

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,20 +15,20 @@ const (
 	// resultTTL is how long a login stays readable after the scan, so that a
 	// browser that lost the answer can ask again.
 	resultTTL = 60 * time.Second
-	// maxCodes is how many OAuth codes may be tried on one ticket. Whoever
-	// photographs a QR code can make up codes; each costs a call to WeChat.
-	maxCodes = 5
-
-	blockSize = 64 // tickets, in the store's line
+	// decisionTTL is how long the phone has to confirm a login, at least: a scan
+	// just before the end of a ticket leaves time to look.
+	decisionTTL = 90 * time.Second
+	// maxCodes is how many OAuth codes a ticket remembers. Each costs a call of
+	// WeChat's, and whoever photographs a QR code can bring more.
+	maxCodes = 20
+	// sweepEvery is how often the tickets that have ended are forgotten.
+	sweepEvery = 2 * time.Second
 )
 
-var (
-	errTooManyTickets = errors.New("too many live tickets")
-	errCodeUsed       = errors.New("somebody has logged in already, or too many codes were tried")
-)
+var errTooManyTickets = errors.New("too many live tickets")
 
 // A key names a ticket without giving it away: the first 16 bytes of its
-// SHA-256. In hex it is the OAuth state of flow B.
+// SHA-256. In hex it is flow A's scene and flow B's OAuth state.
 type key [16]byte
 
 // digest returns the key of a ticket, or of another secret.
@@ -41,7 +39,7 @@ func digest(ticket string) key {
 
 func (k key) String() string { return hex.EncodeToString(k[:]) }
 
-// parseKey reads a key in hex. From what is none it makes the key of no ticket.
+// parseKey reads a key in hex. Anything else yields the zero key, which names no ticket.
 func parseKey(text string) (k key) {
 	if sum, err := hex.DecodeString(text); err == nil && len(sum) == len(k) {
 		k = key(sum)
@@ -49,8 +47,8 @@ func parseKey(text string) (k key) {
 	return k
 }
 
-// A flow is one of the two ways to log in. A ticket of one cannot be completed
-// through the other.
+// A flow is one of the ways to log in. A ticket of one cannot be completed
+// through another.
 type flow string
 
 const (
@@ -58,7 +56,7 @@ const (
 	flowAuth flow = "auth" // B: web authorization, completed by the callback
 )
 
-// status is where a login stands, in the words of the poll's answer.
+// A status is where a login stands, in the words of the poll's answer.
 type status string
 
 const (
@@ -66,7 +64,7 @@ const (
 	statusScanned  status = "scanned" // where a login is to be confirmed on the phone
 	statusDone     status = "done"
 	statusDeclined status = "declined"
-	statusExpired  status = "expired" // also for a ticket that never was
+	statusExpired  status = "expired" // of no record: the ticket has ended, or never was
 )
 
 // A login is who has scanned.
@@ -77,285 +75,329 @@ type login struct {
 	Avatar   string `json:"avatar,omitzero"` // the URL of a picture
 }
 
-// A state is where a login stands.
-type state struct {
-	status status
-	login  login       // of the statuses scanned and done
-	secret string      // of the status scanned: who has it may decide
-	at     time.Time   // when the login was done or declined
-	ends   moment      // of the time to read that; 0 while the ticket waits
-	told   atomic.Bool // the browser knows who has logged in
+// A record is what is known of one ticket. It never changes: another takes its place.
+type record struct {
+	Flow   flow
+	QR     string // what the QR code says
+	Asker  asker  // who asked for the ticket
+	Status status
+	Login  login     // of the statuses scanned and done
+	Since  time.Time // when the ticket came to its status
+	Ends   time.Time // of the status: from then on the ticket has expired
+	Codes  []attempt // of flow B, never changed in place
 }
 
-var (
-	pending = &state{status: statusPending}
-	expired = &state{status: statusExpired}
-)
-
-// A moment is the time since the store was made: a third of a time.Time, and
-// quicker to look up.
-type moment = time.Duration
-
-// A ticket is one browser's wait for a scan. There can be very many, most of
-// which nobody ever scans: each byte counts.
-type ticket struct {
-	key      key
-	says     string                // flow A: what the QR code says; "" in flow B, where it follows from key
-	deadline moment                // end of the wait
-	state    atomic.Pointer[state] // nil while nobody has scanned; set under store.mu
-	*extras                        // nil, then set for good: before the ticket is found, or under store.mu
+// An attempt is an OAuth code that a phone has brought.
+type attempt struct {
+	Code    key     // its digest
+	Outcome outcome // outcomeNone while it is being exchanged
 }
 
-// The extras of a ticket are what only few of them need.
-type extras struct {
-	asker    *asker               // who asked for the ticket; set if logins are to be confirmed
-	changed  chan struct{}        // closed when the state changes; nil while nobody waits; guarded by store.mu
-	outcomes map[key]func() error // flow B: by each code tried so far; guarded by store.mu
-}
+// waits tells whether somebody may still log in, or confirm, with the ticket.
+func (r *record) waits() bool { return r.Status == statusPending || r.Status == statusScanned }
 
-func (t *ticket) flow() flow {
-	if t.says == "" {
-		return flowAuth
-	}
-	return flowScan
-}
+// left returns how long the ticket's status can last.
+func (r *record) left() time.Duration { return time.Until(r.Ends) }
 
-// A store holds the live tickets, in memory only.
-//
-// All tickets wait equally long, so a line of them does instead of a timer for
-// each: the sweeper wakes for the first and never looks at the rest. It is a line
-// of blocks, as the garbage collector has less to do with few large things.
+// A store holds the rules of a ticket's life. Every change is one swap of the
+// ticket's record for the next, and whoever won the swap does what
+// follows from it.
 type store struct {
 	ttl     time.Duration
-	max     int
-	confirm bool                         // a scan must be confirmed
-	step    func(t *ticket, step string) // is told what happens to tickets, with mu held
-	start   time.Time                    // moments count from here
-	tickets sync.Map                     // by key, *ticket
-
-	mu      sync.Mutex  // guards the fields below, and what changes in a ticket
-	live    int         // entries in tickets
-	line    [][]ticket  // blocks, by deadline; those that are done meanwhile stay in line
-	sweeper *time.Timer // runs sweep at the first deadline, while any waits
+	confirm bool // a scan must be confirmed
+	records localRecords
+	waiting waiters               // who waits for a change
+	event   func(k key, r record) // is told of each new status of a ticket
 }
 
 // newStore returns a store of at most max tickets that each wait for ttl.
 func newStore(ttl time.Duration, max int) *store {
-	return &store{ttl: ttl, max: max, start: time.Now(), step: func(*ticket, string) {}}
+	return &store{ttl: ttl, records: localRecords{max: int64(max)}, event: func(key, record) {}}
 }
 
-// close ends the sweeper: nothing is told any more.
-func (s *store) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.step = func(*ticket, string) {}
-	if s.sweeper != nil {
-		s.sweeper.Stop()
-	}
-}
-
-// count returns how many tickets are live.
-func (s *store) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.live
-}
-
-// begin makes secret the ticket of a wait that starts now: of flow A, with what
-// its QR code says, or of flow B, with "". It returns errTooManyTickets at the
-// cap, and an error rather than give one ticket to two browsers.
-func (s *store) begin(secret, says string, asker *asker) error {
-	key := digest(secret)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.live >= s.max {
-		return errTooManyTickets
-	}
-	if s.find(key) != nil {
+// begin makes ticket the ticket of a wait that starts now. It returns
+// errTooManyTickets at the cap, and an error rather than give one ticket to two
+// browsers.
+func (s *store) begin(ctx context.Context, ticket string, flow flow, qr string, asker asker) error {
+	k, now := digest(ticket), time.Now()
+	r := record{Flow: flow, QR: qr, Asker: asker, Status: statusPending, Since: now, Ends: now.Add(s.ttl)}
+	switch added, err := s.records.add(ctx, k, &r); {
+	case err != nil:
+		return err
+	case !added:
 		return errors.New("this ticket was issued before")
 	}
-	if len(s.line) == 0 {
-		s.sweeper = time.AfterFunc(s.ttl, s.sweep)
-	}
-	if n := len(s.line); n == 0 || len(s.line[n-1]) == cap(s.line[n-1]) {
-		s.line = append(s.line, make([]ticket, 0, blockSize))
-	}
-	block := &s.line[len(s.line)-1]
-	*block = append(*block, ticket{key: key, says: says, deadline: time.Since(s.start) + s.ttl})
-	t := &(*block)[len(*block)-1]
-	if asker != nil {
-		t.extras = &extras{asker: asker}
-	}
-	s.tickets.Store(key, t)
-	s.live++
-	s.step(t, "begun")
+	s.event(k, r)
 	return nil
 }
 
-// find returns a ticket, which may have expired just now; nil if there is none.
-func (s *store) find(key key) *ticket {
-	v, _ := s.tickets.Load(key)
-	t, _ := v.(*ticket)
-	return t
+// look returns the record of a ticket, exact to the nanosecond: of one that has
+// ended, or never was, it has the status expired and nothing else.
+func (s *store) look(ctx context.Context, k key) (record, error) {
+	r, err := s.records.get(ctx, k)
+	if err != nil || r == nil || r.left() <= 0 {
+		return record{Status: statusExpired}, err
+	}
+	return *r, nil
 }
 
-// look returns how a ticket stands, and how long that can last, exact to the
-// nanosecond. No ticket has expired.
-func (s *store) look(t *ticket) (st *state, left time.Duration) {
-	if t == nil {
-		return expired, 0
+// change swaps the record of a ticket for what next makes of it, and wakes who
+// waits. It returns the record that holds now, and whether that is next's: next
+// returns false to leave the record as it is. When others change the record
+// meanwhile, next sees theirs.
+func (s *store) change(ctx context.Context, k key, next func(record) (record, bool)) (record, bool, error) {
+	for {
+		old, err := s.records.get(ctx, k)
+		if err != nil || old == nil || old.left() <= 0 {
+			return record{Status: statusExpired}, false, err
+		}
+		r, ok := next(*old)
+		if !ok {
+			return *old, false, nil
+		}
+		won, err := s.records.swap(ctx, k, old, &r)
+		if err != nil {
+			return record{Status: statusExpired}, false, err
+		}
+		if !won {
+			continue
+		}
+		s.waiting.wake(k)
+		if r.Status != old.Status {
+			s.event(k, r)
+		}
+		return r, true, nil
 	}
-	st = cmp.Or(t.state.Load(), pending)
-	left = cmp.Or(st.ends, t.deadline) - time.Since(s.start)
-	if left <= 0 {
-		return expired, 0
-	}
-	return st, left
 }
 
-// complete logs somebody in, or asks for a decision where that is to be
-// confirmed. It is true for the one call that did: the first while the ticket
-// waits, through the ticket's own flow. Any other changes nothing.
-func (s *store) complete(key key, flow flow, who login) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	t := s.find(key)
-	if st, _ := s.look(t); st != pending || t.flow() != flow {
-		return false
-	}
-	s.step(t, "scanned")
+// become returns r with its next status, which ends after life.
+func (r record) become(next status, life time.Duration) record {
+	r.Status, r.Since = next, time.Now()
+	r.Ends = r.Since.Add(life)
+	return r
+}
+
+// logIn returns r with a login, which is yet to be confirmed where that is asked for.
+func (s *store) logIn(r record, who login) record {
+	r.Login = who
 	if s.confirm {
-		s.changeLocked(t, &state{status: statusScanned, login: who, secret: rand.Text()})
-	} else {
-		s.finishLocked(t, &state{status: statusDone, login: who})
+		return r.become(statusScanned, max(r.left(), decisionTTL))
 	}
-	return true
+	return r.become(statusDone, resultTTL)
 }
 
-// decide ends the wait for a decision, once: with the login, or without. It is
-// false if none is waited for, or the secret is another.
-func (s *store) decide(t *ticket, secret string, yes bool) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.holds(t, secret) {
-		return false
-	}
-	if yes {
-		s.step(t, "confirmed")
-		s.finishLocked(t, &state{status: statusDone, login: t.state.Load().login})
-	} else {
-		s.step(t, "declined")
-		s.finishLocked(t, &state{status: statusDeclined})
-	}
-	return true
-}
-
-// holds tells whether a ticket waits for the decision of whoever has the secret.
-func (s *store) holds(t *ticket, secret string) bool {
-	st, _ := s.look(t)
-	return st.status == statusScanned && subtle.ConstantTimeCompare([]byte(secret), []byte(st.secret)) == 1
-}
-
-// finishLocked gives a ticket its last state, for resultTTL.
-func (s *store) finishLocked(t *ticket, st *state) {
-	st.at = time.Now()
-	st.ends = st.at.Sub(s.start) + resultTTL
-	s.changeLocked(t, st)
-	time.AfterFunc(resultTTL, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.forgetLocked(t)
+// complete logs somebody in. It is true for the one call that did: the first
+// while the ticket waits, through the ticket's own flow. Any other changes
+// nothing.
+func (s *store) complete(ctx context.Context, k key, flow flow, who login) (record, bool, error) {
+	return s.change(ctx, k, func(r record) (record, bool) {
+		if r.Status != statusPending || r.Flow != flow {
+			return r, false
+		}
+		return s.logIn(r, who), true
 	})
 }
 
-// changeLocked gives a ticket its next state, and wakes who waits for that.
-func (s *store) changeLocked(t *ticket, st *state) {
-	t.state.Store(st)
-	if t.extras != nil && t.changed != nil {
-		close(t.changed)
-		t.changed = nil
-	}
-}
-
-// redeem completes a ticket of flow B with the person whom exchange finds
-// behind an OAuth code. A code is exchanged once: a callback that is opened
-// twice waits for the first and shares its outcome. It returns what exchange
-// returned, or errCodeUsed when somebody has logged in with another code, the
-// ticket expired meanwhile, or maxCodes have been tried.
-func (s *store) redeem(t *ticket, code string, exchange func() (login, error)) error {
-	s.mu.Lock()
-	if t.extras == nil {
-		t.extras = new(extras)
-	}
-	outcome, seen := t.outcomes[digest(code)]
-	if !seen {
-		if st, _ := s.look(t); st != pending || len(t.outcomes) == maxCodes {
-			s.mu.Unlock()
-			return errCodeUsed
+// decide ends the wait for a decision, once: with the login, or without. It is
+// false if none is waited for.
+func (s *store) decide(ctx context.Context, k key, yes bool) (bool, error) {
+	_, decided, err := s.change(ctx, k, func(r record) (record, bool) {
+		switch {
+		case r.Status != statusScanned:
+			return r, false
+		case yes:
+			return r.become(statusDone, resultTTL), true
 		}
-		outcome = sync.OnceValue(func() error {
-			who, err := exchange()
-			if err == nil && !s.complete(t.key, flowAuth, who) {
-				err = errCodeUsed
-			}
-			return err
-		})
-		if t.outcomes == nil {
-			t.outcomes = make(map[key]func() error)
+		r.Login = login{}
+		return r.become(statusDeclined, resultTTL), true
+	})
+	return decided, err
+}
+
+// An outcome is what came of an OAuth code.
+type outcome string
+
+const (
+	outcomeNone        outcome = "" // none yet: the code is being exchanged
+	outcomeLogin       outcome = "login"
+	outcomeUsed        outcome = "used"
+	outcomeExpired     outcome = "expired" // too old, or made up
+	outcomeSnapshot    outcome = "snapshot"
+	outcomeUnavailable outcome = "unavailable"
+)
+
+// outcome returns what came of an OAuth code, outcomeExpired for one that is
+// not known.
+func (r *record) outcome(code string) (came outcome, known bool) {
+	for _, a := range r.Codes {
+		if a.Code == digest(code) {
+			return a.Outcome, true
 		}
-		t.outcomes[digest(code)] = outcome
 	}
-	s.mu.Unlock()
-	return outcome()
+	return outcomeExpired, false
 }
 
-// wait returns once the status of a ticket is not seen, after d, or when ctx
-// ends, whichever is first. An empty seen is the status of now.
-func (s *store) wait(ctx context.Context, t *ticket, seen status, d time.Duration) {
-	s.mu.Lock()
-	st, left := s.look(t)
-	if left <= 0 || st.ends != 0 || seen != "" && seen != st.status {
-		s.mu.Unlock()
-		return
-	}
-	if t.extras == nil {
-		t.extras = new(extras)
-	}
-	if t.changed == nil {
-		t.changed = make(chan struct{})
-	}
-	changed := t.changed
-	s.mu.Unlock()
-	timer := time.NewTimer(min(d, left))
-	defer timer.Stop()
-	select {
-	case <-changed:
-	case <-timer.C:
-	case <-ctx.Done():
+// claim notes that an OAuth code is to be exchanged for a login. It is true for
+// the one call that is to do so, over all replicas, and to settle the code then.
+// Otherwise the ticket knows the code, or takes none any more.
+func (s *store) claim(ctx context.Context, k key, code string) (record, bool, error) {
+	return s.change(ctx, k, func(r record) (record, bool) {
+		if _, known := r.outcome(code); known || r.Status != statusPending || r.Flow != flowAuth || len(r.Codes) >= maxCodes {
+			return r, false
+		}
+		r.Codes = append(slices.Clip(r.Codes), attempt{Code: digest(code)})
+		return r, true
+	})
+}
+
+// settle notes what came of a code that was claimed; with outcomeLogin it logs
+// who in, unless somebody was first. A code that WeChat calls invalid is
+// forgotten: whoever makes codes up must not use up the ticket.
+func (s *store) settle(ctx context.Context, k key, code string, came outcome, who login) (record, error) {
+	r, _, err := s.change(ctx, k, func(r record) (record, bool) {
+		switch {
+		case came == outcomeLogin && r.Status == statusPending:
+			r = s.logIn(r, who)
+		case came == outcomeLogin:
+			came = outcomeUsed
+		}
+		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), func(a attempt) bool { return a.Code == digest(code) })
+		if came != outcomeExpired {
+			r.Codes = append(r.Codes, attempt{digest(code), came})
+		}
+		return r, true
+	})
+	return r, err
+}
+
+// wait returns the record of a ticket as soon as nothing more can be waited for
+// or news says so, after d, or when ctx ends.
+func (s *store) wait(ctx context.Context, k key, d time.Duration, news func(record) bool) (record, error) {
+	for deadline := time.Now().Add(d); ; {
+		changed := s.waiting.join(k) // before the look: a change after it wakes us
+		r, err := s.look(ctx, k)
+		left := min(time.Until(deadline), r.left())
+		if err != nil || left <= 0 || !r.waits() || news(r) {
+			s.waiting.leave(k, changed)
+			return r, err
+		}
+		timer := time.NewTimer(left)
+		select {
+		case <-changed.woken:
+		case <-timer.C:
+		case <-ctx.Done():
+			deadline = time.Now()
+		}
+		timer.Stop()
+		s.waiting.leave(k, changed)
 	}
 }
 
-// sweep forgets the tickets that nobody has scanned in time.
-func (s *store) sweep() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for len(s.line) > 0 {
-		t := &s.line[0][0]
-		if left := t.deadline - time.Since(s.start); left > 0 {
-			s.sweeper.Reset(left)
+// sweep forgets the tickets that have ended, every sweepEvery until ctx ends.
+func (s *store) sweep(ctx context.Context) {
+	for tick := time.Tick(sweepEvery); ; {
+		select {
+		case <-tick:
+			s.records.sweep(func(k key, r record) {
+				if r.waits() {
+					r.Status = statusExpired
+					s.event(k, r)
+				}
+			})
+		case <-ctx.Done():
 			return
 		}
-		if cmp.Or(t.state.Load(), pending).ends == 0 {
-			s.step(t, "expired")
-			s.forgetLocked(t)
-		}
-		if s.line[0] = s.line[0][1:]; len(s.line[0]) == 0 {
-			s.line[0], s.line = nil, s.line[1:]
-		}
 	}
 }
 
-func (s *store) forgetLocked(t *ticket) {
-	s.tickets.Delete(t.key)
-	s.live--
+// waiters are those who wait for the record of a ticket to change.
+type waiters struct {
+	mu    sync.Mutex // guards byKey, and the counts in it
+	byKey map[key]*waiter
+}
+
+// A waiter is all who wait for the next change of one record.
+type waiter struct {
+	woken chan struct{} // closed by wake
+	count int           // of those who wait
+}
+
+// join begins a wait for the next change of a record. Whoever joins must leave.
+func (w *waiters) join(k key) *waiter {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := w.byKey[k]
+	if c == nil {
+		c = &waiter{woken: make(chan struct{})}
+		if w.byKey == nil {
+			w.byKey = make(map[key]*waiter)
+		}
+		w.byKey[k] = c
+	}
+	c.count++
+	return c
+}
+
+func (w *waiters) leave(k key, c *waiter) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if c.count--; c.count == 0 && w.byKey[k] == c {
+		delete(w.byKey, k)
+	}
+}
+
+// wake tells all who wait that the record of a ticket has changed.
+func (w *waiters) wake(k key) {
+	w.mu.Lock()
+	c := w.byKey[k]
+	delete(w.byKey, k)
+	w.mu.Unlock()
+	if c != nil {
+		close(c.woken)
+	}
+}
+
+// localRecords are the records of at most max tickets, finished ones too, in a map.
+type localRecords struct {
+	max   int64
+	count atomic.Int64 // of records
+	byKey sync.Map     // *record
+}
+
+// add keeps a new record. It is false if the key has one already.
+func (m *localRecords) add(_ context.Context, k key, r *record) (bool, error) {
+	if m.count.Add(1) > m.max {
+		m.count.Add(-1)
+		return false, errTooManyTickets
+	}
+	_, known := m.byKey.LoadOrStore(k, r)
+	if known {
+		m.count.Add(-1)
+	}
+	return !known, nil
+}
+
+// full tells whether there is no room for another record.
+func (m *localRecords) full() bool { return m.count.Load() >= m.max }
+
+// get returns a record, which may have ended; nil if there is none.
+func (m *localRecords) get(_ context.Context, k key) (*record, error) {
+	v, _ := m.byKey.Load(k)
+	r, _ := v.(*record)
+	return r, nil
+}
+
+// swap puts next in the place of old. It is true for one caller alone.
+func (m *localRecords) swap(_ context.Context, k key, old, next *record) (bool, error) {
+	return m.byKey.CompareAndSwap(k, old, next), nil
+}
+
+// sweep deletes the records that have ended, and passes each to ended.
+func (m *localRecords) sweep(ended func(key, record)) {
+	for k, v := range m.byKey.Range {
+		if r := v.(*record); r.left() <= 0 && m.byKey.CompareAndDelete(k, r) {
+			m.count.Add(-1)
+			ended(k.(key), *r)
+		}
+	}
 }

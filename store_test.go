@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"maps"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,12 +20,34 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func (s *store) stateOf(secret string) *state {
-	st, _ := s.look(s.find(digest(secret)))
-	return st
+// start begins a ticket of flow A.
+func (s *store) start(t testing.TB, ticket string) key {
+	t.Helper()
+	must(t, s.begin(t.Context(), ticket, flowScan, "http://weixin.qq.com/q/02abc", asker{}))
+	return digest(ticket)
 }
 
-func (s *store) status(secret string) status { return s.stateOf(secret).status }
+// startAuth begins a ticket of flow B.
+func (s *store) startAuth(t testing.TB, ticket string) key {
+	t.Helper()
+	must(t, s.begin(t.Context(), ticket, flowAuth, "https://open.weixin.qq.com/x", asker{}))
+	return digest(ticket)
+}
+
+func (s *store) stands(t testing.TB, k key) record {
+	t.Helper()
+	r, err := s.look(t.Context(), k)
+	must(t, err)
+	return r
+}
+
+// scans completes a ticket of flow A; it is true for the scan that did.
+func (s *store) scans(t testing.TB, k key, openID string) bool {
+	t.Helper()
+	_, first, err := s.complete(t.Context(), k, flowScan, login{OpenID: openID})
+	must(t, err)
+	return first
+}
 
 func TestDigest(t *testing.T) {
 	// printf secret | sha256sum | cut -c 1-32
@@ -43,21 +65,14 @@ func TestDigest(t *testing.T) {
 func TestTicketExpiresToTheNanosecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(5*time.Minute, 10)
-		must(t, s.begin("t", "x", nil))
+		k := s.start(t, "t")
 		time.Sleep(5*time.Minute - 1)
-		if got := s.status("t"); got != statusPending {
+		if got := s.stands(t, k).Status; got != statusPending {
 			t.Errorf("1 ns before its end the ticket is %q", got)
 		}
-		time.Sleep(time.Nanosecond)
-		if got := s.status("t"); got != statusExpired {
-			t.Errorf("at its end the ticket is %q", got)
-		}
-		if s.complete(digest("t"), flowScan, login{OpenID: "late"}) {
-			t.Error("an expired ticket logs in")
-		}
-		synctest.Wait()
-		if _, held := s.tickets.Load(digest("t")); held || s.live != 0 {
-			t.Errorf("the expired ticket is kept; %d live", s.live)
+		time.Sleep(1)
+		if got := s.stands(t, k).Status; got != statusExpired || s.scans(t, k, "late") {
+			t.Errorf("at its end the ticket is %q, or logs in", got)
 		}
 	})
 }
@@ -65,114 +80,126 @@ func TestTicketExpiresToTheNanosecond(t *testing.T) {
 func TestResultStaysReadableThenGoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(time.Minute, 10)
-		must(t, s.begin("t", "x", nil))
+		k := s.start(t, "t")
 		time.Sleep(59 * time.Second)
-		if !s.complete(digest("t"), flowScan, login{OpenID: "alice"}) {
+		if !s.scans(t, k, "alice") {
 			t.Fatal("a live ticket does not log in")
 		}
 		time.Sleep(resultTTL - 1) // beyond the end of the wait
 		for range 2 {
-			if st := s.stateOf("t"); st.status != statusDone || st.login.OpenID != "alice" {
-				t.Errorf("the result is %+v", st)
+			if r := s.stands(t, k); r.Status != statusDone || r.Login.OpenID != "alice" {
+				t.Errorf("the result is %+v", r)
 			}
 		}
-		time.Sleep(time.Nanosecond)
-		if got := s.status("t"); got != statusExpired {
-			t.Errorf("after its time the result is %q", got)
-		}
-		if s.complete(digest("t"), flowScan, login{OpenID: "mallory"}) {
-			t.Error("a replay revives the ticket")
-		}
-		synctest.Wait()
-		if _, held := s.tickets.Load(digest("t")); held || s.live != 0 || len(s.line) != 0 {
-			t.Errorf("kept: %v, %d live, %d blocks in line", held, s.live, len(s.line))
+		time.Sleep(1)
+		if got := s.stands(t, k).Status; got != statusExpired || s.scans(t, k, "mallory") {
+			t.Errorf("after its time the result is %q, or a replay revives the ticket", got)
 		}
 	})
 }
 
-func TestSweepForgetsEachTicketAtItsOwnTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStore(10*time.Second, 100)
-		for i := range 10 { // tickets 0, 3, 6, 9 are done 5 s after they begin
-			must(t, s.begin(strconv.Itoa(i), "x", nil))
-			if i%3 == 0 {
-				time.AfterFunc(5*time.Second, func() { s.complete(digest(strconv.Itoa(i)), flowScan, login{OpenID: "o"}) })
+func TestAScanLeavesTimeToDecide(t *testing.T) {
+	for at, left := range map[time.Duration]time.Duration{
+		4*time.Minute + 58*time.Second: decisionTTL,
+		time.Minute:                    4 * time.Minute,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newStore(5*time.Minute, 10)
+			s.confirm = true
+			k := s.start(t, "t")
+			time.Sleep(at)
+			s.scans(t, k, "alice")
+			if r := s.stands(t, k); r.left() != left {
+				t.Errorf("after a scan at %v there are %v to decide, want %v", at, r.left(), left)
 			}
-			time.Sleep(time.Second)
-		}
-		for second := 10; second < 90; second++ {
-			synctest.Wait()
-			live := 0
-			for i := range 10 {
-				if end := i + 10; i%3 == 0 && second < i+5+60 || i%3 != 0 && second < end {
-					live++
-				}
-			}
-			held := 0
-			s.tickets.Range(func(any, any) bool { held++; return true })
-			if s.count() != live || held != live {
-				t.Fatalf("after %d s: %d counted and %d held, want %d", second, s.count(), held, live)
-			}
-			time.Sleep(time.Second)
-		}
-	})
-}
-
-func TestFirstScanWinsForGood(t *testing.T) {
-	s := newStore(time.Minute, 10)
-	must(t, s.begin("t", "x", nil))
-	var wins atomic.Int32
-	var winner atomic.Value
-	var wg sync.WaitGroup
-	for i := range 100 {
-		wg.Go(func() {
-			if openID := strconv.Itoa(i); s.complete(digest("t"), flowScan, login{OpenID: openID}) {
-				wins.Add(1)
-				winner.Store(openID)
+			time.Sleep(left - 1)
+			if decided, err := s.decide(t.Context(), k, true); !decided || err != nil {
+				t.Errorf("a decision in time: %v, %v", decided, err)
 			}
 		})
 	}
-	wg.Wait()
-	st := s.stateOf("t")
-	if wins.Load() != 1 || st.login.OpenID != winner.Load() {
-		t.Errorf("%d wins; %v won, %q is logged in", wins.Load(), winner.Load(), st.login.OpenID)
-	}
+}
+
+func TestSweepForgetsWhatHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := newStore(720*time.Hour, 100) // however long tickets live, results do not stay
+		events := make(map[status]int)
+		var mu sync.Mutex
+		s.event = func(_ key, r record) {
+			mu.Lock()
+			defer mu.Unlock()
+			events[r.Status]++
+		}
+		go s.sweep(ctx)
+		for i := range 10 {
+			if k := s.start(t, strconv.Itoa(i)); i < 4 {
+				s.scans(t, k, "o")
+			}
+		}
+		for _, step := range []struct {
+			after time.Duration
+			held  int64
+		}{{resultTTL - 1, 10}, {sweepEvery, 6}, {720 * time.Hour, 0}} {
+			time.Sleep(step.after)
+			synctest.Wait()
+			held := int64(0)
+			for range s.records.byKey.Range {
+				held++
+			}
+			if held != step.held || s.records.count.Load() != step.held {
+				t.Errorf("%d held, %d counted, want %d", held, s.records.count.Load(), step.held)
+			}
+		}
+		cancel()
+		synctest.Wait()
+		want := map[status]int{statusPending: 10, statusDone: 4, statusExpired: 6}
+		if !maps.Equal(events, want) {
+			t.Errorf("events %v, want %v", events, want)
+		}
+	})
 }
 
 func TestTicketBelongsToItsFlow(t *testing.T) {
 	s := newStore(time.Minute, 10)
-	must(t, s.begin("a", "x", nil))
-	must(t, s.begin("b", "", nil))
-	if s.complete(digest("a"), flowAuth, login{OpenID: "o"}) || s.complete(digest("b"), flowScan, login{OpenID: "o"}) {
+	scan, auth := s.start(t, "a"), s.startAuth(t, "b")
+	if _, first, _ := s.complete(t.Context(), scan, flowAuth, login{OpenID: "o"}); first || s.scans(t, auth, "o") {
 		t.Error("a ticket is completed through the other flow")
 	}
-	if s.complete(digest("never issued"), flowScan, login{OpenID: "o"}) || s.complete(key{}, flowScan, login{OpenID: "o"}) {
+	if _, first, _ := s.claim(t.Context(), scan, "code"); first {
+		t.Error("a ticket of flow A takes an OAuth code")
+	}
+	if s.scans(t, digest("never issued"), "o") || s.scans(t, key{}, "o") {
 		t.Error("a ticket that was never issued is completed")
 	}
 }
 
 func TestTicketIsIssuedOnce(t *testing.T) {
 	s := newStore(time.Minute, 10)
-	must(t, s.begin("t", "x", nil))
-	if s.begin("t", "x", nil) == nil {
-		t.Error("one ticket is given to two browsers")
+	s.start(t, "t")
+	if s.begin(t.Context(), "t", flowScan, "x", asker{}) == nil || s.records.count.Load() != 1 {
+		t.Error("one ticket is given to two browsers, or counted twice")
 	}
 }
 
-func TestCapFreesExactlyAtExpiry(t *testing.T) {
+func TestCapCountsWhatIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
 		s := newStore(time.Minute, 2)
-		must(t, s.begin("1", "x", nil))
+		go s.sweep(ctx)
+		s.start(t, "1")
 		time.Sleep(time.Second)
-		must(t, s.begin("2", "x", nil))
-		if err := s.begin("3", "x", nil); !errors.Is(err, errTooManyTickets) || s.count() != 2 {
-			t.Errorf("over the cap: %v", err)
+		s.scans(t, s.start(t, "2"), "alice") // a finished ticket counts
+		full := func() bool {
+			return errors.Is(s.begin(t.Context(), "3", flowScan, "x", asker{}), errTooManyTickets)
 		}
-		time.Sleep(59 * time.Second)
-		synctest.Wait()
-		must(t, s.begin("3", "x", nil))
-		if err := s.begin("4", "x", nil); !errors.Is(err, errTooManyTickets) {
-			t.Errorf("over the cap again: %v", err)
+		if !full() || s.records.count.Load() != 2 {
+			t.Error("there is a ticket over the cap")
+		}
+		time.Sleep(time.Minute + sweepEvery)
+		if synctest.Wait(); full() {
+			t.Error("tickets that have ended take up room")
 		}
 	})
 }
@@ -180,22 +207,21 @@ func TestCapFreesExactlyAtExpiry(t *testing.T) {
 func TestAllWaitersWakeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(time.Minute, 10)
-		must(t, s.begin("t", "x", nil))
+		k := s.start(t, "t")
 		start := time.Now()
-		var told atomic.Int32
+		var woken atomic.Int32
 		for range 100 {
 			go func() {
-				s.wait(t.Context(), s.find(digest("t")), "", 25*time.Second)
-				if st := s.stateOf("t"); st.login.OpenID == "alice" && time.Since(start) == 3*time.Second {
-					told.Add(1)
+				r, _ := s.wait(t.Context(), k, 25*time.Second, func(r record) bool { return r.Status != statusPending })
+				if r.Login.OpenID == "alice" && time.Since(start) == 3*time.Second {
+					woken.Add(1)
 				}
 			}()
 		}
 		time.Sleep(3 * time.Second)
-		s.complete(digest("t"), flowScan, login{OpenID: "alice"})
-		synctest.Wait()
-		if told.Load() != 100 {
-			t.Errorf("%d of 100 waiters learned of the login at once", told.Load())
+		s.scans(t, k, "alice")
+		if synctest.Wait(); woken.Load() != 100 || len(s.waiting.byKey) != 0 {
+			t.Errorf("%d of 100 learned of the login at once; %d are waited for", woken.Load(), len(s.waiting.byKey))
 		}
 	})
 }
@@ -217,167 +243,148 @@ func TestWaitEnds(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newStore(test.ttl, 10)
-				must(t, s.begin("t", "x", nil))
+				k := s.start(t, "t")
 				ctx, cancel := context.WithTimeout(t.Context(), test.cancel)
 				defer cancel()
 				start := time.Now()
-				s.wait(ctx, s.find(digest("t")), "", test.wait)
-				got := s.status("t")
-				if took := time.Since(start); got != test.want || took != test.took {
-					t.Errorf("%q after %v, want %q after %v", got, took, test.want, test.took)
+				r, err := s.wait(ctx, k, test.wait, func(record) bool { return false })
+				must(t, err)
+				if took := time.Since(start); r.Status != test.want || took != test.took {
+					t.Errorf("%q after %v, want %q after %v", r.Status, took, test.want, test.took)
+				}
+				if len(s.waiting.byKey) != 0 {
+					t.Error("somebody still waits")
 				}
 			})
 		})
 	}
 }
 
-func TestRedeem(t *testing.T) {
-	failure := errors.New("WeChat is down")
-	s := newStore(time.Minute, 10)
-	must(t, s.begin("t", "", nil))
-	ticket := s.find(digest("t"))
-	var exchanges atomic.Int32
-	try := func(code string, err error) error {
-		return s.redeem(ticket, code, func() (login, error) {
-			exchanges.Add(1)
-			return login{OpenID: "of " + code}, err
-		})
-	}
-	if err := try("bad", failure); err != failure {
-		t.Errorf("a failed exchange: %v", err)
-	}
-	if err := try("bad", nil); err != failure || exchanges.Load() != 1 {
-		t.Errorf("the same code again: %v, %d exchanges", err, exchanges.Load())
-	}
-	var wg sync.WaitGroup
-	for range 5 { // opened twice, and more
-		wg.Go(func() {
-			if err := try("good", nil); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	if exchanges.Load() != 2 {
-		t.Errorf("%d exchanges, want 2", exchanges.Load())
-	}
-	if err := try("other", nil); err != errCodeUsed || exchanges.Load() != 2 {
-		t.Errorf("another person's code: %v, %d exchanges", err, exchanges.Load())
-	}
-	if st := s.stateOf("t"); st.login.OpenID != "of good" {
-		t.Errorf("logged in: %+v", st)
-	}
-}
-
-func TestRedeemTriesFewCodes(t *testing.T) {
-	s := newStore(time.Minute, 10)
-	must(t, s.begin("t", "", nil))
-	ticket := s.find(digest("t"))
-	exchanges := 0
-	for i := range 100 {
-		s.redeem(ticket, strconv.Itoa(i), func() (login, error) {
-			exchanges++
-			return login{}, errors.New("no such code")
-		})
-	}
-	if exchanges != maxCodes || len(ticket.outcomes) != maxCodes {
-		t.Errorf("%d made-up codes were exchanged and %d kept, want %d", exchanges, len(ticket.outcomes), maxCodes)
-	}
-}
-
-func TestResultGoesBeforeTheWaitWouldHaveEnded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStore(5*time.Minute, 1)
-		must(t, s.begin("t", "x", nil))
-		s.complete(digest("t"), flowScan, login{OpenID: "alice"})
-		time.Sleep(resultTTL)
-		synctest.Wait()
-		if s.count() != 0 {
-			t.Error("a result that nobody can read any more takes up room")
-		}
-	})
-}
-
-func TestRedeemOfOneCodeDoesNotWaitForAnother(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStore(time.Minute, 10)
-		must(t, s.begin("t", "", nil))
-		ticket := s.find(digest("t"))
-		var exchanges atomic.Int32
-		slow := func() (login, error) {
-			exchanges.Add(1)
-			time.Sleep(9 * time.Second)
-			return login{OpenID: "alice"}, errors.New("WeChat is slow")
-		}
-		start := time.Now()
+func TestNoWakeUpIsLost(t *testing.T) {
+	s := newStore(time.Minute, 10_000)
+	for i := range 2000 {
+		k := s.start(t, strconv.Itoa(i))
 		var wg sync.WaitGroup
-		for i := range 3 {
-			wg.Go(func() { s.redeem(ticket, strconv.Itoa(i), slow) })
+		wg.Go(func() { s.scans(t, k, "alice") })
+		r, err := s.wait(t.Context(), k, 20*time.Second, func(r record) bool { return r.Status != statusPending })
+		if wg.Wait(); err != nil || r.Status != statusDone {
+			t.Fatalf("%q, %v", r.Status, err)
 		}
-		wg.Wait()
-		if took := time.Since(start); took != 9*time.Second || exchanges.Load() != 3 {
-			t.Errorf("%d exchanges took %v, want 3 in 9s", exchanges.Load(), took)
-		}
-	})
-}
-
-func TestRedeemOfATicketThatExpiresMeanwhileIsNoLogin(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStore(time.Minute, 10)
-		must(t, s.begin("t", "", nil))
-		ticket := s.find(digest("t"))
-		err := s.redeem(ticket, "code", func() (login, error) {
-			time.Sleep(time.Minute)
-			return login{OpenID: "alice"}, nil
-		})
-		if !errors.Is(err, errCodeUsed) {
-			t.Errorf("the phone is told %v, and the browser nothing", err)
-		}
-	})
+	}
 }
 
 func TestFirstScanWinsARace(t *testing.T) {
 	s := newStore(time.Minute, 10_000)
-	for i := range 5000 {
-		secret := strings.Repeat("t", i)
-		must(t, s.begin(secret, "x", nil))
+	for i := range 1000 {
+		k := s.start(t, strconv.Itoa(i))
 		var wins atomic.Int32
+		var winner atomic.Value
 		var wg sync.WaitGroup
 		start := make(chan struct{})
-		for range 4 {
+		for i := range 8 {
 			wg.Go(func() {
 				<-start // so that all are at it at once
-				if s.complete(digest(secret), flowScan, login{OpenID: "o"}) {
+				if openID := strconv.Itoa(i); s.scans(t, k, openID) {
 					wins.Add(1)
+					winner.Store(openID)
 				}
 			})
 		}
 		close(start)
 		wg.Wait()
-		if wins.Load() != 1 {
-			t.Fatalf("ticket %d is won %d times", i, wins.Load())
+		if got := s.stands(t, k).Login.OpenID; wins.Load() != 1 || got != winner.Load() {
+			t.Fatalf("%d wins; %v won, %q is logged in", wins.Load(), winner.Load(), got)
 		}
 	}
 }
 
-func TestEachOfManyTicketsEndsOnce(t *testing.T) {
+func TestOneDecisionUnderAnyRace(t *testing.T) {
+	s := newStore(time.Minute, 10)
+	s.confirm = true
+	k := s.start(t, "t")
+	s.scans(t, k, "alice")
+	var decided atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			if ok, err := s.decide(t.Context(), k, i%2 == 0); ok && err == nil {
+				decided.Add(1)
+			}
+		})
+	}
+	if wg.Wait(); decided.Load() != 1 {
+		t.Errorf("%d decisions", decided.Load())
+	}
+	if r := s.stands(t, k); (r.Status == statusDone) != (r.Login.OpenID == "alice") {
+		t.Errorf("decided: %+v", r)
+	}
+}
+
+func TestACodeIsClaimedOnce(t *testing.T) {
+	s := newStore(time.Minute, 10)
+	k := s.startAuth(t, "t")
+	var claims atomic.Int32
+	var wg sync.WaitGroup
+	for range 100 {
+		wg.Go(func() {
+			if _, first, err := s.claim(t.Context(), k, "code"); first && err == nil {
+				claims.Add(1)
+			}
+		})
+	}
+	if wg.Wait(); claims.Load() != 1 {
+		t.Errorf("%d claims of one code", claims.Load())
+	}
+	if _, first, _ := s.claim(t.Context(), k, "another's"); !first {
+		t.Error("another person has to wait for the first")
+	}
+	settle := func(code string, came outcome, want outcome) {
+		r, err := s.settle(t.Context(), k, code, came, login{OpenID: "of " + code})
+		must(t, err)
+		if got, _ := r.outcome(code); got != want {
+			t.Errorf("what came of %q: %q, want %q", code, got, want)
+		}
+	}
+	settle("another's", outcomeLogin, outcomeLogin)
+	settle("code", outcomeLogin, outcomeUsed)
+	if r := s.stands(t, k); r.Login.OpenID != "of another's" {
+		t.Errorf("logged in: %+v", r)
+	}
+	if _, first, _ := s.claim(t.Context(), k, "third"); first {
+		t.Error("a finished ticket takes a code")
+	}
+}
+
+func TestInvalidCodesDoNotUseUpATicket(t *testing.T) {
+	s := newStore(time.Minute, 10)
+	k := s.startAuth(t, "t")
+	for i := range 5 * maxCodes {
+		code := strconv.Itoa(i)
+		if _, first, _ := s.claim(t.Context(), k, code); !first {
+			t.Fatalf("code %d is not taken", i)
+		}
+		r, _ := s.settle(t.Context(), k, code, outcomeExpired, login{})
+		if came, known := r.outcome(code); known || came != outcomeExpired {
+			t.Fatalf("code %d: %q", i, came)
+		}
+	}
+	for i := range maxCodes {
+		s.claim(t.Context(), k, strconv.Itoa(i))
+	}
+	if r, first, _ := s.claim(t.Context(), k, "one more"); first || len(r.Codes) != maxCodes {
+		t.Errorf("%d codes are kept, want %d", len(r.Codes), maxCodes)
+	}
+}
+
+func TestACodeOfATicketThatExpiresMeanwhileIsNoLogin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const many = 3*blockSize + 1
-		s := newStore(time.Minute, many)
-		steps := make(map[string]int)
-		s.step = func(_ *ticket, step string) { steps[step]++ }
-		for generation := 1; generation <= 2; generation++ { // the second begins in an empty line
-			for i := range many {
-				must(t, s.begin(strconv.Itoa(i), "x", nil))
-			}
-			for i := range blockSize {
-				s.complete(digest(strconv.Itoa(3*i)), flowScan, login{OpenID: "o"})
-			}
-			time.Sleep(max(time.Minute, resultTTL))
-			synctest.Wait()
-			if begun, expired := steps["begun"], steps["expired"]; begun != generation*many || expired != generation*(many-blockSize) || s.count() != 0 || len(s.line) != 0 {
-				t.Errorf("%d begun, %d expired, %d live, %d blocks in line", begun, expired, s.count(), len(s.line))
-			}
+		s := newStore(time.Minute, 10)
+		k := s.startAuth(t, "t")
+		s.claim(t.Context(), k, "code")
+		time.Sleep(time.Minute)
+		r, err := s.settle(t.Context(), k, "code", outcomeLogin, login{OpenID: "alice"})
+		if came, _ := r.outcome("code"); came != outcomeExpired || err != nil {
+			t.Errorf("%q, %v", came, err)
 		}
 	})
 }

@@ -379,9 +379,12 @@ type event struct {
 // follower or by somebody who has followed the account with it.
 func (e *event) scan() bool {
 	followed := strings.EqualFold(e.Event, "subscribe") && strings.HasPrefix(e.EventKey, "qrscene_")
-	return e.MsgType == "event" && e.FromUserName != "" && e.Ticket != "" &&
-		(followed || strings.EqualFold(e.Event, "SCAN"))
+	return e.MsgType == "event" && e.FromUserName != "" && (followed || strings.EqualFold(e.Event, "SCAN"))
 }
+
+// scene returns the scene of the QR code that was scanned: with us, a ticket's
+// key in hex.
+func (e *event) scene() string { return strings.TrimPrefix(e.EventKey, "qrscene_") }
 
 // decodeXML reads one document into v, whose XMLName says what its root must be.
 func decodeXML(data []byte, v any) error {
