@@ -104,7 +104,7 @@ func check(ctx context.Context, args []string, getenv func(string) string, stdou
 	}
 	report("settings", say(true, "✓", "the settings are complete and well-formed", "设置齐全，格式正确"))
 
-	w := &wechat{config: c, client: newHTTPClient(), log: slog.New(slog.DiscardHandler), called: func(string, string) {}}
+	w := newWeChat(&c, slog.New(slog.DiscardHandler))
 	api, us := site(c.apiBase), site(c.publicURL)
 	resp, _, err := sendAsWeChat(ctx, w.client, http.MethodGet, c.apiBase+"/", nil)
 	date, noDate := http.ParseTime(cmp.Or(resp, new(http.Response)).Header.Get("Date"))
@@ -145,13 +145,13 @@ func check(ctx context.Context, args []string, getenv func(string) string, stdou
 // if there is no error.
 func trouble(err error, at *url.URL) finding {
 	if refused, ok := errors.AsType[*apiError](err); ok {
-		advice := hint(err)
+		kind, english, chinese := sorted(err)
 		ip, noIP := netip.ParseAddr(regexp.MustCompile(`(\d+\.){3}\d+|[0-9a-f]*(:[0-9a-f.]*){2,}`).FindString(refused.message))
 		return cmp.Or(
-			say(advice == hintIP && noIP == nil, "✗",
+			say(kind == kindIP && noIP == nil, "✗",
 				"errcode %d: add %s to the account's IP whitelist: mp.weixin.qq.com, 设置与开发, 基本配置, IP白名单; flow B works without",
 				"errcode %d：请把 %s 加入公众号的 IP 白名单：mp.weixin.qq.com → 设置与开发 → 基本配置 → IP白名单；方式 B 不受影响", refused.code, ip.Unmap()),
-			say(advice != "", "✗", "errcode %d: "+advice, "errcode %d："+zhHints[advice], refused.code),
+			say(english != "", "✗", "errcode %d: "+english, "errcode %d："+chinese, refused.code),
 			say(true, "✗", "errcode %d: look it up among WeChat's return codes (全局返回码)", "errcode %d：请查微信的全局返回码", refused.code))
 	}
 	_, isDNS := errors.AsType[*net.DNSError](err)
@@ -270,18 +270,6 @@ func distance(a, b string) int {
 		a, b = a[:len(a)-1], b[:len(b)-1]
 	}
 	return max(len(a), len(b))
-}
-
-// zhHints has the hints in Chinese.
-var zhHints = map[string]string{
-	hintBusy:    "微信系统繁忙，请稍后再试",
-	hintAppID:   "请把 WECHAT_APPID 设为公众号页面上的 appID",
-	hintSecret:  "请把 WECHAT_APPSECRET 设为公众号页面上的 appsecret；它在那里被冻结了吗？",
-	hintToken:   "微信拒绝每个 access token：是否有别的程序用此 appid 调用 /cgi-bin/token？",
-	hintIP:      "请把本机的公网 IP 加入公众号的 IP 白名单；方式 B 不受影响",
-	hintQuota:   "此接口今天的调用次数已用完，北京时间零点恢复",
-	hintPace:    "调用太频繁，请稍候",
-	hintAccount: "需要已认证的服务号，或测试号",
 }
 
 // zhSettings has the commonest words of parseConfig's errors, each with its Chinese.

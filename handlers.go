@@ -67,7 +67,7 @@ type server struct {
 func newServer(config config, log *slog.Logger) *server {
 	s := &server{config: config, log: log, tickets: newStore(config.ttl, config.maxTickets),
 		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID, ttl: config.sessionTTL},
-		wechat: &wechat{config: config, client: newHTTPClient(), log: log},
+		wechat: newWeChat(&config, log),
 		pushes: newPushGuard(config.maxSkew), askers: newLimiter(config.qrRate), badCodes: newLimiter(10), talk: newLimiter(600),
 		metrics: metrics{counts: make(map[string]int)}}
 	s.tickets.confirm = config.confirm
@@ -518,9 +518,9 @@ func (s *server) exchange(ctx context.Context, code string) (login, outcome) {
 	switch {
 	case errors.Is(err, errSnapshot):
 		return login{}, outcomeSnapshot
-	case hint(err) == hintUsed:
+	case kindOf(err) == kindUsed:
 		return login{}, outcomeUsed
-	case hint(err) == hintInvalid:
+	case kindOf(err) == kindInvalid:
 		return login{}, outcomeExpired
 	}
 	return login{}, outcomeUnavailable

@@ -37,25 +37,31 @@ var (
 
 // wechat is a client of WeChat's API for one Official Account.
 type wechat struct {
-	config config // the account and WeChat's addresses
-	client *http.Client
-	log    *slog.Logger
-	called func(path, result string) // is told of each call: "ok", "refused", "timeout" or "unreachable"
+	appID, appSecret, scope   string
+	apiBase, openBase, mpBase string // WeChat's addresses, without a slash at the end
+	client                    *http.Client
+	log                       *slog.Logger
+	called                    func(path, result string) // is told of each call: "ok", "refused", "timeout" or "unreachable"
+	fetching                  chan struct{}             // has room for one: for whoever fetches an access token
 
-	mu      sync.Mutex // guards the fields below; never held during a call
-	token   *fetch     // the last fetch that brought a token, until that is refused
-	latest  *fetch     // the fetch under way, or the last one
-	dropped time.Time  // when a refused token was last dropped
+	mu      sync.Mutex // guards the fields below, for no longer than a look at them
+	token   accessToken
+	dropped time.Time // when a refused token was last dropped
 }
 
-// A fetch is one fetch of an access token, shared by all who wait for it.
-type fetch struct {
-	done    chan struct{} // closed by renew, once the fields below are set
-	token   string
-	err     error
-	again   time.Time // when another fetch is due: a token's renewal, a failure's retry
-	expires time.Time // of the token
-	fetched time.Time
+// An accessToken is what came of the last fetch.
+type accessToken struct {
+	value   string
+	err     error     // why there is no value
+	fetched time.Time // the value, not what came of a failed renewal since
+	expires time.Time
+	renew   time.Time // when another fetch is due
+}
+
+// newWeChat returns a client of the account that the settings name.
+func newWeChat(c *config, log *slog.Logger) *wechat {
+	return &wechat{appID: c.appID, appSecret: c.appSecret, scope: c.scope, apiBase: c.apiBase, openBase: c.openBase, mpBase: c.mpBase,
+		client: newHTTPClient(), log: log, called: func(string, string) {}, fetching: make(chan struct{}, 1)}
 }
 
 // newHTTPClient returns the client for WeChat. It follows no redirect: the
@@ -64,71 +70,78 @@ func newHTTPClient() *http.Client {
 	return &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
-// accessToken returns a token that is good, as far as we know. However many the
-// callers, one fetch is under way at most; while the old token is good nobody
-// waits for it. The error of a failed fetch stands for holdOff.
+// accessToken returns a token that is good, as far as we know. Callers share one
+// fetch, and its failure for holdOff. While one of them renews a token that is
+// still good, the others go on with it.
 func (c *wechat) accessToken(ctx context.Context) (string, error) {
-	c.mu.Lock()
-	now := time.Now()
-	if f := c.latest; f == nil || !f.again.IsZero() && !now.Before(f.again) {
-		c.latest = &fetch{done: make(chan struct{})}
-		go c.renew(c.latest) // ends within requestTimeout
-	}
-	good, f := c.token, c.latest
-	c.mu.Unlock()
-	if good != nil && now.Before(good.expires) {
-		return good.token, nil
+	t := c.lastToken()
+	if time.Now().Before(t.renew) {
+		return t.value, t.err
 	}
 	select {
-	case <-f.done:
-		return f.token, f.err
-	case <-ctx.Done():
-		return "", errTimeout
+	case c.fetching <- struct{}{}:
+	default:
+		if time.Now().Before(t.expires) {
+			return t.value, nil
+		}
+		select {
+		case c.fetching <- struct{}{}:
+		case <-ctx.Done():
+			return "", errTimeout
+		}
 	}
+	defer func() { <-c.fetching }()
+	if t = c.lastToken(); time.Now().Before(t.renew) { // fetched while we waited
+		return t.value, t.err
+	}
+	fetched := c.fetchToken(ctx)
+	if fetched.err != nil && time.Now().Before(t.expires) {
+		c.log.Warn("renewing the access token", "err", fetched.err, "hint", hint(fetched.err))
+		t.renew = fetched.renew
+		fetched = t
+	}
+	c.mu.Lock()
+	c.token = fetched
+	c.mu.Unlock()
+	return fetched.value, fetched.err
 }
 
-// tokenAge returns how long ago the access token was fetched, 0 without one.
-func (c *wechat) tokenAge() time.Duration {
+func (c *wechat) lastToken() accessToken {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.token == nil {
-		return 0
-	}
-	return time.Since(c.token.fetched)
+	return c.token
 }
 
-// renew runs a fetch to its end. It asks for the stable token (稳定版接口调用凭据),
-// which many programs can share; where that is not offered, for the plain one,
-// each of which ends the former.
-func (c *wechat) renew(f *fetch) {
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
-	defer cancel()
+// fetchToken asks for the stable token (稳定版接口调用凭据), which many programs can
+// share; where that is not offered, for the plain one, each of which ends the
+// former.
+func (c *wechat) fetchToken(ctx context.Context) accessToken {
 	got, err := c.call(ctx, "/cgi-bin/stable_token", nil, object{
-		"grant_type": "client_credential", "appid": c.config.appID, "secret": c.config.appSecret, "force_refresh": false})
-	if errors.Is(err, errNoSuchCall) || errors.Is(err, errRefused) && hint(err) == "" {
+		"grant_type": "client_credential", "appid": c.appID, "secret": c.appSecret, "force_refresh": false})
+	if errors.Is(err, errNoSuchCall) || errors.Is(err, errRefused) && kindOf(err) == kindOther {
 		got, err = c.call(ctx, "/cgi-bin/token", url.Values{
-			"grant_type": {"client_credential"}, "appid": {c.config.appID}, "secret": {c.config.appSecret}}, nil)
+			"grant_type": {"client_credential"}, "appid": {c.appID}, "secret": {c.appSecret}}, nil)
 	}
 	if err == nil && got.AccessToken == "" {
 		err = fmt.Errorf("%w: no access_token", errUnreachable)
 	}
+	now := time.Now()
+	if err != nil {
+		return accessToken{err: err, renew: now.Add(holdOff)}
+	}
 	// Lives are 300 to 7200 seconds. To believe in less could mean a fetch for
 	// every call; a token that ends early is refused, and renewed then.
 	life := time.Duration(min(max(got.ExpiresIn, 60), 7200)) * time.Second
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := time.Now()
-	if err != nil {
-		f.err, f.again = err, now.Add(holdOff)
-		if c.token != nil && now.Before(c.token.expires) { // else who waits for f logs it
-			c.log.Warn("renewing the access token", "err", err, "hint", hint(err))
-		}
-	} else {
-		f.token, f.fetched, f.expires = got.AccessToken, now, now.Add(life)
-		f.again = f.expires.Add(-min(300*time.Second, life/3))
-		c.token = f
+	return accessToken{value: got.AccessToken, fetched: now, expires: now.Add(life),
+		renew: now.Add(life - min(300*time.Second, life/3))}
+}
+
+// tokenAge returns how long ago the access token was fetched, 0 without one.
+func (c *wechat) tokenAge() time.Duration {
+	if t := c.lastToken(); t.value != "" {
+		return time.Since(t.fetched)
 	}
-	close(f.done)
+	return 0
 }
 
 // dropToken makes the next caller fetch a token, if the refused one is still
@@ -138,14 +151,12 @@ func (c *wechat) dropToken(refused string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.token == nil || c.token.token != refused:
+	case c.token.value != refused:
 		return true
 	case time.Since(c.dropped) < holdOff:
 		return false
-	case c.latest == c.token:
-		c.latest = nil
 	}
-	c.token, c.dropped = nil, time.Now()
+	c.token, c.dropped = accessToken{}, time.Now()
 	return true
 }
 
@@ -164,7 +175,7 @@ func (c *wechat) createQR(ctx context.Context, scene string, ttl time.Duration) 
 		got, err := c.call(ctx, "/cgi-bin/qrcode/create", url.Values{"access_token": {token}}, object{
 			"expire_seconds": int(ttl.Seconds()), "action_name": "QR_STR_SCENE",
 			"action_info": object{"scene": object{"scene_str": scene}}})
-		if try == 1 && hint(err) == hintToken && c.dropToken(token) {
+		if try == 1 && kindOf(err) == kindToken && c.dropToken(token) {
 			continue
 		}
 		if err == nil && (got.Ticket == "" || got.URL == "") {
@@ -176,16 +187,16 @@ func (c *wechat) createQR(ctx context.Context, scene string, ttl time.Duration) 
 
 // qrImageURL returns where WeChat shows the QR code of a ticket (通过ticket换取二维码).
 func (c *wechat) qrImageURL(ticket string) string {
-	return c.config.mpBase + "/cgi-bin/showqrcode?ticket=" + url.QueryEscape(ticket)
+	return c.mpBase + "/cgi-bin/showqrcode?ticket=" + url.QueryEscape(ticket)
 }
 
 // authorizeURL returns the page that asks the user for leave and then goes to
 // redirectURI?code=…&state=… (网页授权). The phone shows a blank page if the
 // parameters are in any other order. state is 1 to 128 letters and digits.
 func (c *wechat) authorizeURL(redirectURI, state string) string {
-	return c.config.openBase + "/connect/oauth2/authorize?appid=" + url.QueryEscape(c.config.appID) +
+	return c.openBase + "/connect/oauth2/authorize?appid=" + url.QueryEscape(c.appID) +
 		"&redirect_uri=" + url.QueryEscape(redirectURI) +
-		"&response_type=code&scope=" + c.config.scope + "&state=" + state + "#wechat_redirect"
+		"&response_type=code&scope=" + c.scope + "&state=" + state + "#wechat_redirect"
 }
 
 // exchangeCode returns who is behind an OAuth code (通过code换取网页授权access_token),
@@ -194,7 +205,7 @@ func (c *wechat) exchangeCode(ctx context.Context, code string) (login, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	got, err := c.call(ctx, "/sns/oauth2/access_token", url.Values{
-		"appid": {c.config.appID}, "secret": {c.config.appSecret}, "code": {code}, "grant_type": {"authorization_code"}}, nil)
+		"appid": {c.appID}, "secret": {c.appSecret}, "code": {code}, "grant_type": {"authorization_code"}}, nil)
 	switch {
 	case err != nil:
 		return login{}, err
@@ -204,7 +215,7 @@ func (c *wechat) exchangeCode(ctx context.Context, code string) (login, error) {
 		return login{}, fmt.Errorf("%w: no openid", errUnreachable)
 	}
 	who := login{OpenID: got.OpenID, UnionID: got.UnionID}
-	if c.config.scope == "snsapi_userinfo" { // 拉取用户信息
+	if c.scope == "snsapi_userinfo" { // 拉取用户信息
 		got, err := c.call(ctx, "/sns/userinfo", url.Values{
 			"access_token": {got.AccessToken}, "openid": {who.OpenID}, "lang": {"zh_CN"}}, nil)
 		if err != nil { // who it is stands; the profile only adorns it
@@ -251,7 +262,7 @@ func (c *wechat) call(ctx context.Context, path string, query url.Values, body o
 			result, err = "refused", &apiError{path, got.ErrCode, got.ErrMsg}
 		}
 		c.called(path, result)
-		if hint(err) != hintBusy || try == 3 || strings.HasPrefix(path, "/sns/") {
+		if kindOf(err) != kindBusy || try == 3 || strings.HasPrefix(path, "/sns/") {
 			return got, err
 		}
 		select {
@@ -273,7 +284,7 @@ func (c *wechat) roundTrip(ctx context.Context, target string, body object) (got
 		payload, _ = json.Marshal(body) // ours: nothing in it can fail
 	}
 	var resp *http.Response
-	req, err := http.NewRequestWithContext(ctx, method, c.config.apiBase+target, bytes.NewReader(payload))
+	req, err := http.NewRequestWithContext(ctx, method, c.apiBase+target, bytes.NewReader(payload))
 	if err == nil {
 		resp, err = c.client.Do(req)
 	}
@@ -325,42 +336,73 @@ func (e *apiError) Error() string {
 
 func (e *apiError) Is(target error) bool { return target == errRefused }
 
-// The hints tell the operator what to do about a refusal, and us its kind.
+// A kind is what a refusal means to us.
+type kind string
+
 const (
-	hintBusy    = "WeChat is busy: try again later"
-	hintAppID   = "set WECHAT_APPID to the appID on the account's page"
-	hintSecret  = "set WECHAT_APPSECRET to the appsecret on the account's page; is it frozen there?"
-	hintToken   = "WeChat refuses every access token: does another program fetch them for this appid with /cgi-bin/token?"
-	hintIP      = "add this server's IP, which the errmsg names, to the account's IP whitelist (IP白名单); flow B works without"
-	hintQuota   = "today's quota of this call is used up; it comes back at midnight in Beijing"
-	hintPace    = "too many calls in a short time: pause"
-	hintAccount = "this needs a verified service account (已认证的服务号) or a test account (测试号)"
-	hintUsed    = "the code was used before: the user must start again"
-	hintInvalid = "the code has expired or never was: the user must start again"
+	kindOther   kind = "" // of any other error, too
+	kindBusy    kind = "busy"
+	kindAppID   kind = "appid"
+	kindSecret  kind = "secret"
+	kindToken   kind = "token"
+	kindIP      kind = "ip"
+	kindQuota   kind = "quota"
+	kindPace    kind = "pace"
+	kindAccount kind = "account"
+	kindUsed    kind = "used"
+	kindInvalid kind = "invalid"
 )
 
-// hints has the errcodes (全局返回码) that are to be expected here.
-var hints = map[int]string{
-	-1:    hintBusy,
-	40013: hintAppID, 40002: hintAppID, 41002: hintAppID,
-	40125: hintSecret, 40243: hintSecret, 41004: hintSecret,
-	40001: hintToken, 40014: hintToken, 42001: hintToken,
-	40164: hintIP, 61004: hintIP, 89503: hintIP,
-	45009: hintQuota, 45011: hintPace,
-	48001: hintAccount, 50002: hintAccount,
-	40163: hintUsed, 40029: hintInvalid, 42003: hintInvalid,
-}
-
-// hint returns what to do about an error; "" if that is not known.
-func hint(err error) string {
+// sorted returns the kind of an error, by its errcode (全局返回码), and what the
+// operator can do about it, in English and in Chinese, as far as we know.
+func sorted(err error) (k kind, english, chinese string) {
 	refused, ok := errors.AsType[*apiError](err)
 	if !ok {
-		return ""
+		return kindOther, "", ""
 	}
-	if refused.code == 40001 && strings.HasSuffix(refused.path, "token") {
-		return hintSecret // there is no access token yet that could be refused
+	code := refused.code
+	if code == 40001 && strings.HasSuffix(refused.path, "token") {
+		code = 40125 // there is no access token yet that could be refused: it is the appsecret
 	}
-	return hints[refused.code]
+	switch code {
+	case -1:
+		return kindBusy, "WeChat is busy: try again later", "微信系统繁忙，请稍后再试"
+	case 40013, 40002, 41002:
+		return kindAppID, "set WECHAT_APPID to the appID on the account's page", "请把 WECHAT_APPID 设为公众号页面上的 appID"
+	case 40125, 40243, 41004:
+		return kindSecret, "set WECHAT_APPSECRET to the appsecret on the account's page; is it frozen there?",
+			"请把 WECHAT_APPSECRET 设为公众号页面上的 appsecret；它是否已被冻结？"
+	case 40001, 40014, 42001:
+		return kindToken, "WeChat refuses every access token: does another program fetch them for this appid with /cgi-bin/token?",
+			"微信拒绝所有 access token：是否有其他程序用此 appid 调用 /cgi-bin/token？"
+	case 40164, 61004, 89503:
+		return kindIP, "add this server's IP, which the errmsg names, to the account's IP whitelist (IP白名单); flow B works without",
+			"请把本机的公网 IP 加入公众号的 IP 白名单；方式 B 不受影响"
+	case 45009:
+		return kindQuota, "today's quota of this call is used up; it comes back at midnight in Beijing",
+			"此接口今日的调用次数已用完，北京时间零点恢复"
+	case 45011:
+		return kindPace, "too many calls in a short time: pause", "调用过于频繁，请稍候"
+	case 48001, 50002:
+		return kindAccount, "this needs a verified service account (已认证的服务号) or a test account (测试号)",
+			"需要已认证的服务号或测试号"
+	case 40163:
+		return kindUsed, "the code was used before: the user must start again", "code 已被使用：请用户重新扫码"
+	case 40029, 42003:
+		return kindInvalid, "the code has expired or never was: the user must start again", "code 已过期或无效：请用户重新扫码"
+	}
+	return kindOther, "", ""
+}
+
+func kindOf(err error) kind {
+	k, _, _ := sorted(err)
+	return k
+}
+
+// hint returns what the operator can do about an error, in English.
+func hint(err error) string {
+	_, english, _ := sorted(err)
+	return english
 }
 
 // An event is a push of WeChat's (接收事件推送), as far as we use it.

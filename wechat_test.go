@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -36,7 +37,7 @@ func TestOneTokenFetchForAllCallers(t *testing.T) {
 	})
 }
 
-func TestTokenIsRenewedAndNobodyWaits(t *testing.T) {
+func TestOnlyWhoRenewsTheTokenWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		first, err := w.wechat.accessToken(t.Context())
@@ -44,10 +45,19 @@ func TestTokenIsRenewedAndNobodyWaits(t *testing.T) {
 		time.Sleep(2*time.Hour - 300*time.Second)
 		w.setFault(func(http.ResponseWriter, *http.Request) bool { time.Sleep(3 * time.Second); return false })
 		start := time.Now()
+		var renewed atomic.Value
+		go func() {
+			token, _ := w.wechat.accessToken(t.Context())
+			renewed.Store(token)
+		}()
+		synctest.Wait()
 		if token, _ := w.wechat.accessToken(t.Context()); token != first || time.Since(start) != 0 {
-			t.Errorf("the old token is good, yet a caller waits %v", time.Since(start))
+			t.Errorf("the old token is good, yet who does not renew it waits %v", time.Since(start))
 		}
 		time.Sleep(4 * time.Second)
+		if synctest.Wait(); renewed.Load() == first {
+			t.Error("whoever renews the token gets the old one")
+		}
 		if w.called("/cgi-bin/stable_token") != 2 {
 			t.Errorf("%d fetches, want 2", w.called("/cgi-bin/stable_token"))
 		}
@@ -240,7 +250,7 @@ func TestQRCodesAreFreshAndOfTheTicketsLife(t *testing.T) {
 }
 
 func TestAuthorizeURL(t *testing.T) {
-	c := wechat{config: config{appID: "wx1", openBase: "https://open.weixin.qq.com", scope: "snsapi_base"}}
+	c := wechat{appID: "wx1", openBase: "https://open.weixin.qq.com", scope: "snsapi_base"}
 	const want = "https://open.weixin.qq.com/connect/oauth2/authorize?appid=wx1&redirect_uri=https%3A%2F%2Flogin.example.com%2Fwechat%2Faccessusercode&response_type=code&scope=snsapi_base&state=abc#wechat_redirect"
 	if got := c.authorizeURL("https://login.example.com/wechat/accessusercode", "abc"); got != want {
 		t.Errorf("%s, want %s", got, want)
@@ -249,12 +259,12 @@ func TestAuthorizeURL(t *testing.T) {
 
 func TestEveryKnownErrcodeHasAHint(t *testing.T) {
 	for _, code := range []int{-1, 40013, 40002, 41002, 40125, 40001, 40243, 41004, 40014, 42001, 40164, 61004, 89503, 45009, 45011, 48001, 50002, 40029, 40163, 42003} {
-		if hint(&apiError{path: "/cgi-bin/qrcode/create", code: code}) == "" {
-			t.Errorf("errcode %d has no hint", code)
+		if k, english, chinese := sorted(&apiError{path: "/cgi-bin/qrcode/create", code: code}); k == kindOther || english == "" || chinese == "" {
+			t.Errorf("errcode %d: %q, %q, %q", code, k, english, chinese)
 		}
 	}
-	for path, want := range map[string]string{"/cgi-bin/stable_token": hintSecret, "/cgi-bin/token": hintSecret, "/cgi-bin/qrcode/create": hintToken} {
-		if got := hint(&apiError{path: path, code: 40001}); got != want {
+	for path, want := range map[string]kind{"/cgi-bin/stable_token": kindSecret, "/cgi-bin/token": kindSecret, "/cgi-bin/qrcode/create": kindToken} {
+		if got := kindOf(&apiError{path: path, code: 40001}); got != want {
 			t.Errorf("40001 from %s: %q, want %q", path, got, want)
 		}
 	}
@@ -262,7 +272,7 @@ func TestEveryKnownErrcodeHasAHint(t *testing.T) {
 
 func TestErrorsHoldNoURL(t *testing.T) {
 	for _, base := range []string{"http://127.0.0.1:1", "http://[::1", "gopher://x", "http://127.0.0.1:1/%zz"} {
-		c := wechat{config: config{appID: "wx1", appSecret: "s3cr3t", apiBase: base}, client: newHTTPClient(), called: func(string, string) {}}
+		c := newWeChat(&config{appID: "wx1", appSecret: "s3cr3t", apiBase: base}, slog.New(slog.DiscardHandler))
 		_, err := c.call(t.Context(), "/cgi-bin/token", url.Values{"secret": {"s3cr3t"}}, nil)
 		if err == nil || strings.Contains(err.Error(), "s3cr3t") || !errors.Is(err, errUnreachable) {
 			t.Errorf("%s: %v", base, err)
@@ -319,7 +329,7 @@ func TestWeChatsFaults(t *testing.T) {
 				if test.sockets {
 					t.Parallel()
 					w := newWorld(t)
-					w.wechat.client, w.wechat.config.apiBase = newHTTPClient(), newLocalServer(t, w.handler)+"/demo"
+					w.wechat.client, w.wechat.apiBase = newHTTPClient(), newLocalServer(t, w.handler)+"/demo"
 					w.bearFault(t, path, test.fault, test.want, test.calls)
 					return
 				}
@@ -375,7 +385,7 @@ func (w *world) bearFault(t *testing.T, path string, fault http.HandlerFunc, wan
 func TestAnswersThatAreNoHTTPAreNotQuoted(t *testing.T) {
 	for _, answer := range []string{`{"access_token":"SECRET"}`, "HTTP/1.1 302 Found\r\nLocation: http://x/%zz?SECRET\r\n\r\n", "HTTP/1.1 SECRET\r\n\r\n", "HTTP/1.1 200 OK\r\nSECRET\r\n\r\n"} {
 		w := newWorld(t)
-		w.wechat.client, w.wechat.config.apiBase = newHTTPClient(), newLocalServer(t, raw(answer, false))
+		w.wechat.client, w.wechat.apiBase = newHTTPClient(), newLocalServer(t, raw(answer, false))
 		if out := w.do("GET", "/wechat/getloginqr", ""); out.Code != 502 || strings.Contains(w.logged.String(), "SECRET") {
 			t.Errorf("%q: %d, %s", answer, out.Code, w.logged)
 		}
@@ -388,7 +398,7 @@ func TestSecretDoesNotFollowRedirects(t *testing.T) {
 	for _, status := range []int{301, 302, 303, 307, 308} {
 		w := newWorld(t)
 		w.wechat.client = newHTTPClient()
-		w.wechat.config.apiBase = newLocalServer(t, http.RedirectHandler(elsewhere+"/steal", status))
+		w.wechat.apiBase = newLocalServer(t, http.RedirectHandler(elsewhere+"/steal", status))
 		if out := w.do("GET", "/wechat/getloginqr", ""); out.Code != 502 || followed.Load() != 0 {
 			t.Errorf("%d: answer %d, followed %d times", status, out.Code, followed.Load())
 		}
