@@ -17,6 +17,7 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -95,6 +96,7 @@ func (s *server) routes() http.Handler {
 	handle("GET /wechat/getloginqr", s.limited(s.beginScan))
 	handle("GET /wechat/getauthqr", s.limited(s.beginAuth))
 	handle("GET /wechat/qr.png", s.draw)
+	handle("GET /wechat/qr.svg", s.draw)
 	handle("GET /wechat/qr.txt", s.draw)
 	handle("GET /wechat/checklogin", s.poll)
 	handle("GET /wechat/accessusercode", s.callback)
@@ -333,11 +335,19 @@ func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
 	if ticket.Status == statusExpired {
 		return errNothingHere
 	}
-	contentType, draw := "image/png", qrPNG
-	if strings.HasSuffix(r.URL.Path, ".txt") {
-		contentType, draw = plainText, qrText(query.Get("invert") == "1")
+	var contentType string
+	var picture []byte
+	switch path.Ext(r.URL.Path) {
+	case ".txt":
+		contentType = plainText
+		picture, err = qrText(ticket.QR, query.Get("invert") == "1")
+	case ".svg":
+		contentType = "image/svg+xml"
+		picture, err = qrSVG(ticket.QR)
+	default:
+		contentType = "image/png"
+		picture, err = qrPNG(ticket.QR)
 	}
-	picture, err := draw(ticket.QR)
 	if err != nil {
 		return err
 	}

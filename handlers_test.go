@@ -272,6 +272,7 @@ func TestRoutes(t *testing.T) {
 		{"empty push", "POST", "/wechat/message?" + good, "", 400, "bad_push"},
 		{"push with a trailing slash", "POST", "/wechat/message/?" + good, "<xml></xml>\n", 200, "success"},
 		{"QR code of a live ticket as PNG", "GET", "/wechat/qr.png?ticket=" + ticket, "", 200, "PNG"},
+		{"QR code of a live ticket as SVG", "GET", "/wechat/qr.svg?ticket=" + ticket, "", 200, "image/svg+xml <svg"},
 		{"QR code of a live ticket as text", "GET", "/wechat/qr.txt?ticket=" + ticket, "", 200, "█"},
 		{"QR code of an unknown ticket", "GET", "/wechat/qr.png?ticket=x", "", 404, "not_found"},
 		{"QR code by the digest that it shows", "GET", "/wechat/qr.png?ticket=" + digest(auth.Ticket).String(), "", 404, "not_found"},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"image"
 	"image/color"
 	"image/draw"
@@ -10,6 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -130,15 +133,43 @@ func terminal(text string) image.Image {
 	return paste(page, color.Black)
 }
 
-func TestQRCodesAreOfLevelMedium(t *testing.T) {
+func TestQRCodesAreOfLevelLow(t *testing.T) {
 	text := strings.Repeat("a", 50) // level L takes 29 modules for it, M 33
-	if got := drawn(t, text).Bounds().Dx() / modulePixels; got != 4+33+4 {
-		t.Errorf("%d modules, want 41", got)
+	if got := drawn(t, text).Bounds().Dx() / modulePixels; got != 4+29+4 {
+		t.Errorf("%d modules, want 37", got)
 	}
-	half, err := qrText(false)(text)
+	half, err := qrText(text, false)
 	must(t, err)
 	line, _, _ := strings.Cut(string(half), "\n")
-	if got := len([]rune(line)); got != 4+33+4 {
-		t.Errorf("%d modules in text, want 41", got)
+	if got := len([]rune(line)); got != 4+29+4 {
+		t.Errorf("%d modules in text, want 37", got)
+	}
+}
+
+func TestSVGShowsTheModulesOfThePNG(t *testing.T) {
+	const text = "http://weixin.qq.com/q/02abcdefghijklmnop"
+	picture := drawn(t, text)
+	svg, err := qrSVG(text)
+	must(t, err)
+	size := picture.Bounds().Dx() / modulePixels
+	dark := make(map[image.Point]bool)
+	for _, run := range regexp.MustCompile(`M(\d+) (\d+)h(\d+)v1h-(\d+)z`).FindAllStringSubmatch(string(svg), -1) {
+		n := make([]int, 5)
+		for i, digits := range run[1:] {
+			n[i], _ = strconv.Atoi(digits)
+		}
+		for x := n[0]; x < n[0]+n[2]; x++ {
+			dark[image.Pt(x, n[1])] = true
+		}
+	}
+	for y := range size {
+		for x := range size {
+			if r, _, _, _ := picture.At(x*modulePixels, y*modulePixels).RGBA(); (r == 0) != dark[image.Pt(x, y)] {
+				t.Fatalf("module %d, %d: %v in the SVG", x, y, dark[image.Pt(x, y)])
+			}
+		}
+	}
+	if want := fmt.Sprintf(`viewBox="0 0 %d %d"`, size, size); !strings.Contains(string(svg), want) {
+		t.Errorf("no %s in %.200s", want, svg)
 	}
 }
