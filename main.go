@@ -12,6 +12,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -69,10 +70,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err != nil {
 		return err
 	}
+	lines := newLineWriter(stderr)
+	defer lines.end()
 	options := &slog.HandlerOptions{Level: config.logLevel}
-	log := slog.New(slog.NewTextHandler(stderr, options))
+	log := slog.New(slog.NewTextHandler(lines, options))
 	if config.logFormat == "json" {
-		log = slog.New(slog.NewJSONHandler(stderr, options))
+		log = slog.New(slog.NewJSONHandler(lines, options))
 	}
 	listener, err := listen(&config, log)
 	if err != nil {
@@ -207,6 +210,51 @@ func (e *errorLog) Write(line []byte) (int, error) {
 		e.log.Warn("http", "err", strings.TrimSpace(string(line)))
 	}
 	return len(line), nil
+}
+
+// A lineWriter writes the lines of the log in a goroutine of its own: nobody's
+// login waits for a terminal that is being scrolled, or a pipe that nobody reads.
+type lineWriter struct {
+	lines   chan []byte
+	ended   chan struct{} // closed by end
+	written chan struct{} // closed once nothing more is written
+}
+
+func newLineWriter(w io.Writer) *lineWriter {
+	l := &lineWriter{make(chan []byte, 1000), make(chan struct{}), make(chan struct{})}
+	go func() { // until end
+		defer close(l.written)
+		for {
+			select {
+			case line := <-l.lines:
+				w.Write(line)
+			case <-l.ended:
+				for len(l.lines) > 0 {
+					w.Write(<-l.lines)
+				}
+				return
+			}
+		}
+	}()
+	return l
+}
+
+// Write drops the line when too many wait already.
+func (l *lineWriter) Write(line []byte) (int, error) {
+	select {
+	case l.lines <- bytes.Clone(line):
+	default:
+	}
+	return len(line), nil
+}
+
+// end writes what waits, for a second at most.
+func (l *lineWriter) end() {
+	close(l.ended)
+	select {
+	case <-l.written:
+	case <-time.After(time.Second):
+	}
 }
 
 // A config is the settings, checked.

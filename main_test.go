@@ -281,6 +281,31 @@ func TestTermAnswersAThousandParkedPolls(t *testing.T) {
 	}
 }
 
+func TestLoginsGoOnWhileNobodyReadsTheLog(t *testing.T) {
+	unread, stderr := io.Pipe() // a write waits for a read
+	defer unread.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	address := freeAddress(t)
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx, []string{"-demo", "-addr", address}, none, io.Discard, stderr) }()
+	base := "http://" + address
+	for range 500 {
+		if _, err := ask(http.DefaultClient, "GET", base+"/wechat/getauthqr", nil); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	for range 50 {
+		qr := begun(t, base, "getloginqr")
+		scanned(t, base, qr.Ticket, "alice")
+		if got := polled(t, base, qr.Ticket, "5"); got.OpenID != "alice" {
+			t.Fatalf("%+v", got)
+		}
+	}
+	stop()
+	must(t, <-ended)
+}
+
 func TestShutdownDoesNotWaitForSilentConnections(t *testing.T) {
 	base, _, stop := start(t, none, "-demo", "-addr", "127.0.0.1:0")
 	conn, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
