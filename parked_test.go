@@ -143,7 +143,7 @@ func TestTinyHeadersTakeNoMemory(t *testing.T) {
 			if i%test.perTicket == 0 {
 				ticket = begun(t, base, "getauthqr").Ticket
 			}
-			requests[i] = fmt.Sprintf("GET /wechat/checklogin?wait=30&ticket=%s HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.%d\r\n%s\r\n",
+			requests[i] = fmt.Sprintf("GET /wechat/checklogin?wait=30&ticket=%s HTTP/1.1\r\nHost: x\r\nAccept: */*\r\nX-Forwarded-For: 203.0.113.%d\r\n%s\r\n",
 				ticket, i/test.perClient, headers)
 		}
 		parkAll(t, base, requests)
