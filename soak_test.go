@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -26,8 +27,8 @@ const bearable = 5 * time.Second
 type soak struct {
 	base, demo string // the server, and its simulator
 	confirm    bool
-	faulty     bool     // WeChat fails at times, so a login may fail
-	says       sync.Map // by ticket, what its QR code says
+	faulty     bool   // WeChat fails at times, so a login may fail
+	shown      *store // what the QR codes say, for the simulator's camera
 
 	ctx    context.Context // ends with the time for new work
 	client *http.Client
@@ -149,7 +150,7 @@ func (s *soak) login(begin, openID string) {
 		}
 		return
 	}
-	s.says.Store(qr.Ticket, qr.URL)
+	s.shown.begin(s.ctx, qr.Ticket, flowScan, qr.URL, asker{})
 	ticket := url.QueryEscape(qr.Ticket)
 	s.get("/wechat/qr.png?ticket="+ticket, 200)
 	answered := make(chan pollAnswer, 1)
@@ -275,11 +276,7 @@ func fickleWeChat(t *testing.T, s *soak, public string) (url string) {
 		once.Do(func() { // by now the server's address is known
 			config := config{appID: "wx0123456789abcdef", appSecret: testSecret, token: testToken,
 				publicURL: public, apiBase: s.base + "/demo", openBase: public + "/demo"}
-			simulator = newDemo(config, newHTTPClient(), func(ticket string) (string, bool) {
-				text, ok := s.says.Load(ticket)
-				says, _ := text.(string)
-				return says, ok
-			})
+			simulator = newDemo(config, newHTTPClient(), s.shown)
 		})
 		isAPI := strings.HasPrefix(r.URL.Path, "/demo/cgi-bin/") || strings.HasPrefix(r.URL.Path, "/demo/sns/")
 		switch n := calls.Add(1); {
@@ -316,7 +313,7 @@ func TestEverythingAtOnceNeverHangs(t *testing.T) {
 			t.Parallel()
 			const public = "http://login.test"
 			transport := &http.Transport{MaxIdleConnsPerHost: 100}
-			s := &soak{confirm: test.name == "with CONFIRM", faulty: test.name == "with faults",
+			s := &soak{shown: newStore(time.Minute, math.MaxInt), confirm: test.name == "with CONFIRM", faulty: test.name == "with faults",
 				client: &http.Client{Transport: transport, Timeout: bearable}}
 			settings := append(test.settings, "METRICS_TOKEN=letmein", "QR_RATE=0", "TICKET_TTL=2s", "WECHAT_TOKEN="+testToken)
 			args, logged := []string{"-demo", "-addr", "127.0.0.1:0"}, new(syncBuffer)
