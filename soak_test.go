@@ -360,36 +360,6 @@ func TestEverythingAtOnceNeverHangs(t *testing.T) {
 	}
 }
 
-func TestLoginsGoOnWhileTheLogBlocks(t *testing.T) {
-	logged := new(syncBuffer)
-	stderr := &fickleWriter{Writer: logged}
-	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() {
-		ended <- run(ctx, []string{"-demo", "-addr", "127.0.0.1:0"}, only("QR_RATE=0"), io.Discard, stderr)
-	}()
-	t.Cleanup(stop)
-	base := listening(t, logged)
-	s := &soak{base: base, demo: base, shown: newStore(time.Minute, math.MaxInt), ctx: t.Context(),
-		client: &http.Client{Timeout: bearable}}
-	stderr.mu.Lock()
-	defer stderr.mu.Unlock()
-	for range 700 { // each a line, more than any queue has
-		s.get("/wechat/message", 403)
-		s.get("/wechat/getauthqr", 200)
-		if s.report(t); t.Failed() {
-			return
-		}
-	}
-	s.login("getloginqr", "alice")
-	s.login("getauthqr", "alice")
-	if s.report(t); s.logins.Load() != 2 {
-		t.Errorf("%d logins, want 2", s.logins.Load())
-	}
-	stop()
-	inTime(t, 3*time.Second, "the end", func() { must(t, <-ended) })
-}
-
 // TestTermEndsABusyProgram scrapes the metrics while QR codes are made.
 func TestTermEndsABusyProgram(t *testing.T) {
 	for name, value := range map[string]string{"METRICS_TOKEN": "letmein", "QR_RATE": "0"} {
