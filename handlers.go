@@ -61,6 +61,7 @@ type server struct {
 	badCodes *limiter // OAuth codes that WeChat calls invalid, by client
 	talk     *limiter // log lines that strangers can cause, by kind
 	signer   *signer
+	parked   parking // polls
 	metrics  metrics
 	demo     http.Handler // the simulator, or nil
 }
@@ -355,7 +356,8 @@ func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
 }
 
 // poll answers where a login stands: at once, or with wait=S as soon as there is
-// news, after S seconds at most. A wait that is no number, or negative, is none.
+// news, after S seconds at most. A wait that is no number, or negative, is none,
+// and so is one that finds no place to park.
 func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 	k := digest(parameter(r, "ticket"))
 	ticket, err := s.tickets.look(r.Context(), k)
@@ -363,19 +365,51 @@ func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if seconds, _ := strconv.Atoi(cmp.Or(parameter(r, "wait"), "0")); seconds > 0 {
-		wait := time.Duration(min(seconds, maxWait)) * time.Second
-		if r.ContentLength == 0 { // the server's ReadTimeout would end the request's context meanwhile
+		if leave, ok := s.park(r, k); ok {
+			defer leave()
+			wait := time.Duration(min(seconds, maxWait)) * time.Second
+			// The server's ReadTimeout would end the request's context meanwhile.
 			http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait + readTimeout))
-		}
-		seen := cmp.Or(status(parameter(r, "status")), ticket.Status)
-		s.metrics.waiting.Add(1)
-		ticket, err = s.tickets.wait(r.Context(), k, wait, func(now record) bool { return now.Status != seen })
-		s.metrics.waiting.Add(-1)
-		if err != nil {
-			return err
+			seen := cmp.Or(status(parameter(r, "status")), ticket.Status)
+			s.metrics.waiting.Add(1)
+			ticket, err = s.tickets.wait(r.Context(), k, wait, func(now record) bool { return now.Status != seen })
+			s.metrics.waiting.Add(-1)
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return s.answerPoll(w, r, k, ticket)
+}
+
+// park finds a place for a poll of a ticket, and makes the poll ready to stay
+// there: it keeps of the headers only what the answer depends on. Parsed, 10 kB
+// of tiny headers take half a megabyte. There is no place for a request with a
+// body: until that is read, nobody notices that the browser has gone.
+func (s *server) park(r *http.Request, ticket key) (leave func(), ok bool) {
+	if r.ContentLength != 0 || len(r.RequestURI) > maxParkedText {
+		return nil, false
+	}
+	kept := make(http.Header) // no value of the old one: net/http has them all in one slice
+	for _, name := range []string{"Accept", "Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest"} {
+		value := r.Header.Get(name)
+		if len(value) > maxParkedText {
+			return nil, false
+		}
+		if value != "" {
+			kept.Set(name, value)
+		}
+	}
+	perClient := maxParkedPerClient
+	who, known := client(r, s.config.trusted)
+	if !known {
+		perClient *= 10 // all who come through a proxy that does not say whom it forwards for
+	}
+	if !s.parked.enter(ticket, who, perClient) {
+		return nil, false
+	}
+	r.Header, r.Host = kept, ""
+	return func() { s.parked.leave(ticket, who) }, true
 }
 
 // parameter returns a parameter of a query. It makes no map of them all, which

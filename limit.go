@@ -155,3 +155,50 @@ func (g *pushGuard) admit(signature string, body []byte) (first, forged bool) {
 	g.bodies.put(signature, sum, max(2*g.maxSkew, time.Hour))
 	return true, false
 }
+
+// A parked poll takes some 17 kB, so all of them 350 MB. The caps are beyond what
+// honest people need: a ticket has one page, and over the caps a page polls each
+// second instead.
+const (
+	maxParked          = 20_000
+	maxParkedPerTicket = 8   // polls whose browser is gone may linger
+	maxParkedPerClient = 200 // an office behind one address
+	maxParkedText      = 512 // bytes, of its URL and of each header that is kept; a page's have a fifth
+)
+
+// A parking counts the polls that are parked.
+type parking struct {
+	mu      sync.Mutex // guards the fields below
+	total   int
+	tickets map[key]int
+	clients map[string]int
+}
+
+// enter takes a place for a poll, which leave gives back. It is false if a cap is
+// reached; perClient is the client's.
+func (p *parking) enter(ticket key, client string, perClient int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.total == maxParked || p.tickets[ticket] == maxParkedPerTicket || p.clients[client] == perClient {
+		return false
+	}
+	if p.tickets == nil {
+		p.tickets, p.clients = make(map[key]int), make(map[string]int)
+	}
+	p.total++
+	p.tickets[ticket]++
+	p.clients[client]++
+	return true
+}
+
+func (p *parking) leave(ticket key, client string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.total--
+	if p.tickets[ticket]--; p.tickets[ticket] == 0 {
+		delete(p.tickets, ticket)
+	}
+	if p.clients[client]--; p.clients[client] == 0 {
+		delete(p.clients, client)
+	}
+}

@@ -175,7 +175,7 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, log
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      (maxWait + 15) * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    32 << 10,
+		MaxHeaderBytes:    8 << 10, // cookies included; net/http lets 4 KiB more through
 		ErrorLog:          stdlog.New(&errorLog{log, newLimiter(60)}, "", 0),
 	}
 	failed := make(chan error, 1)
