@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"crypto/ecdsa"
@@ -242,14 +241,29 @@ func launch(t *testing.T, path string) (base string, cmd *exec.Cmd) {
 	return listening(t, logged), cmd
 }
 
+var (
+	programDir   string // where build puts the program
+	buildProgram = sync.OnceValue(func() error {
+		out, err := exec.Command("go", "build", "-o", programDir, ".").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+)
+
+func TestMain(m *testing.M) {
+	programDir, _ = os.MkdirTemp("", "wxscan")
+	code := m.Run()
+	os.RemoveAll(programDir)
+	os.Exit(code)
+}
+
 // build returns the path of the program, built.
 func build(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "wxscan")
-	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return path
+	must(t, buildProgram())
+	return filepath.Join(programDir, "wxscan")
 }
 
 func TestTermAnswersAThousandParkedPolls(t *testing.T) {
@@ -522,74 +536,6 @@ func memoryOf(t *testing.T, pid int) (peak, now int) {
 		fmt.Sscanf(line, "VmRSS: %d kB", &now)
 	}
 	return peak << 10, now << 10
-}
-
-// TestFloodOfTicketsAndPolls fills the store, then parks thousands of polls,
-// and sees whether a login still goes through at once.
-func TestFloodOfTicketsAndPolls(t *testing.T) {
-	const tickets, polls = 100_000, 10_000
-	path := build(t)
-	base, cmd := launch(t, path)
-	address := strings.TrimPrefix(base, "http://")
-
-	var wg sync.WaitGroup
-	for range 4 {
-		wg.Go(func() { // by hand: the client of net/http would take longer than the server
-			conn, err := net.Dial("tcp", address)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer conn.Close()
-			in := bufio.NewReader(conn)
-			const batch = 50
-			for range tickets / 4 / batch {
-				io.WriteString(conn, strings.Repeat("GET /wechat/getauthqr HTTP/1.1\r\nHost: x\r\n\r\n", batch))
-				for range batch {
-					resp, err := http.ReadResponse(in, nil)
-					if err != nil || resp.StatusCode != 200 {
-						t.Error(resp, err)
-						return
-					}
-					io.Copy(io.Discard, resp.Body)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if status := fetchJSON(t, "GET", base+"/wechat/getauthqr", nil); status != http.StatusServiceUnavailable {
-		t.Errorf("over MAX_TICKETS: %d", status)
-	}
-	peak, now := memoryOf(t, cmd.Process.Pid)
-	t.Logf("with %d tickets: peak RSS %d MB, now %d MB", tickets, peak>>20, now>>20)
-	if peak > 250<<20 {
-		t.Errorf("the flood took %d MB", peak>>20)
-	}
-	cmd.Process.Kill()
-	cmd.Wait()
-
-	base, cmd = launch(t, path)
-	address = strings.TrimPrefix(base, "http://")
-	others := begun(t, base, "getauthqr")
-	for range polls {
-		conn, err := net.Dial("tcp", address)
-		if err != nil {
-			t.Skipf("cannot open %d connections here: %v", polls, err)
-		}
-		defer conn.Close()
-		fmt.Fprintf(conn, "GET /wechat/checklogin?wait=30&ticket=%s HTTP/1.1\r\nHost: x\r\n\r\n", others.Ticket)
-	}
-	for range 10 {
-		qr, answered := begun(t, base, "getloginqr"), make(chan pollAnswer)
-		go func() { answered <- polled(t, base, qr.Ticket, "25") }()
-		scan := time.Now()
-		scanned(t, base, qr.Ticket, "alice")
-		if answer := <-answered; answer.OpenID != "alice" || time.Since(scan) > time.Second {
-			t.Errorf("%+v after %v, while %d polls are parked", answer, time.Since(scan), polls)
-		}
-	}
-	peak, now = memoryOf(t, cmd.Process.Pid)
-	t.Logf("with %d parked polls: peak RSS %d MB, now %d MB", polls, peak>>20, now>>20)
 }
 
 // selfSigned writes a certificate for 127.0.0.1 with a serial number.
