@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -592,22 +593,44 @@ func TestBrowserConfirmsOnThePhone(t *testing.T) {
 
 func TestBrowserGoesBackToWhereItCameFrom(t *testing.T) {
 	b := browse(t)
-	b.open("/?return_to=/healthz?a=1&b=2")
-	b.wait(pageCode, "true")
-	b.scan("alice")
-	b.wait("location.pathname + location.search", "/healthz?a=1&b=2")
+	for query, want := range map[string]string{
+		"/healthz?a=1&b=2":                "/healthz?a=1&b=2",
+		"/报告":                             "/%E6%8A%A5%E5%91%8A",
+		url.QueryEscape("/healthz?q=a b"): "/healthz?q=a%20b",
+		"/x?url=https%3A%2F%2Fa.example":  "/x?url=https%3A%2F%2Fa.example",
+		"/100%25":                         "/100%25",
+	} {
+		b.open("/?return_to=" + query)
+		b.wait(pageCode, "true")
+		b.scan("alice")
+		b.wait("location.pathname + location.search", want)
+	}
 	b.open("/?return_to=//127.0.0.1:1/")
 	b.wait(pageCode, "true")
 	b.scan("alice")
 	b.wait(pageOpenID, "alice")
 	b.wait("location.pathname", "/")
+
+	var paths []string // what is taken of all that has ever led astray
+	for _, path := range astray {
+		for _, query := range []string{path, url.QueryEscape(path), url.QueryEscape(url.QueryEscape(path))} {
+			if to := returnTo("return_to=" + query); to != "" {
+				paths = append(paths, to)
+			}
+		}
+	}
+	encoded, err := json.Marshal(paths)
+	must(t, err)
+	if got := b.script(string(encoded) + ".filter((to) => new URL(to, location).origin !== location.origin).join(' ')"); got != "" || len(paths) == 0 {
+		t.Errorf("to another site: %q, of %d", got, len(paths))
+	}
 }
 
 func TestBrowserShowsTheBoxInAnotherSitesPage(t *testing.T) {
 	var wxscan string
 	site := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
-		fmt.Fprintf(w, `<!doctype html><link rel="icon" href="data:,"><div data-wxscan="auth"></div><script src="%s/static/wxscan.js" defer></script>`, wxscan)
+		fmt.Fprintf(w, `<!doctype html><link rel="icon" href="data:,"><div data-wxscan="auth" data-return-to="/\127.0.0.1:1/"></div><script src="%s/static/wxscan.js" defer></script>`, wxscan)
 	}))
 	b := browse(t, "-allowed-origins", site)
 	wxscan = b.base
@@ -617,6 +640,6 @@ func TestBrowserShowsTheBoxInAnotherSitesPage(t *testing.T) {
 	b.script("addEventListener('wxscan:login', (e) => { window.told = e.detail.token.split('.').length + e.detail.openid })")
 	b.scan("alice")
 	b.wait(pageOpenID, "alice")
-	b.wait("window.told", "3alice")
+	b.wait("window.told", "3alice") // and it stays, for return_to is another site
 	b.quiet("the other site")
 }

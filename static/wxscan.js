@@ -199,7 +199,9 @@
       if (answer.login) {
         box.done(answer);
         element.dispatchEvent(new CustomEvent("wxscan:login", { bubbles: true, detail: answer }));
-        if (element.dataset.returnTo) location.assign(element.dataset.returnTo);
+        const { returnTo } = element.dataset;
+        const target = returnTo && new URL(returnTo, location);
+        if (target && target.origin === location.origin) location.assign(target);
         return;
       }
       if (answer.status === "declined") {
