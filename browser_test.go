@@ -184,6 +184,13 @@ func (b *browser) click(selector string) {
 	}
 }
 
+// tap touches a point of the page, and lets go.
+func (b *browser) tap(x, y float64) {
+	b.t.Helper()
+	b.devtools("Input.dispatchTouchEvent", object{"type": "touchStart", "touchPoints": []object{{"x": x, "y": y}}})
+	b.devtools("Input.dispatchTouchEvent", object{"type": "touchEnd", "touchPoints": []object{}})
+}
+
 // These stand for keys: https://www.w3.org/TR/webdriver2/#keyboard-actions
 const tabKey, enterKey = "\ue004", "\ue007"
 
@@ -300,6 +307,7 @@ const (
 	pageAsked  = "performance.getEntriesByType('resource').filter((r) => r.name.endsWith('/wechat/getloginqr')).length"
 	pageTabs   = "[...document.querySelectorAll('[data-wxscan-flow]')].map((tab) => tab.getAttribute('aria-pressed')).join()"
 	pageStatus = "document.querySelector('[role=status]').innerText"
+	pageHeld   = "getComputedStyle(document.querySelector('.wxscan-choice button')).pointerEvents" // none while the phone may press nothing
 	pageOpenID = "document.querySelector('.wxscan-openid').innerText"
 )
 
@@ -535,6 +543,20 @@ func TestBrowserInsideWeChatNeedsNoScan(t *testing.T) {
 	}
 }
 
+func TestBrowserInsideWeChatTellsTheNumberOfItsOwnPage(t *testing.T) {
+	b := browse(t, "-confirm")
+	b.speak("en", "MicroMessenger/8.0.50")
+	b.open("/")
+	b.wait("location.pathname", "/demo/connect/oauth2/authorize")
+	b.click("[value=allow]")
+	b.wait("document.querySelector('.wxscan-own')?.checkVisibility() ?? false", "true")
+	number := b.script(textOf(".wxscan-own b"))
+	b.wait(pageHeld, "auto")
+	b.click("[value='" + number + "']")
+	b.wait("location.pathname", "/")
+	b.wait(pageOpenID, "alice")
+}
+
 func TestBrowserShowsOneReasonForAFailedLogin(t *testing.T) {
 	b := browse(t)
 	const unavailable = "WeChat is not answering just now. Reload the page in a moment and scan again."
@@ -543,6 +565,8 @@ func TestBrowserShowsOneReasonForAFailedLogin(t *testing.T) {
 		"expired":     "The QR code has expired. Scan the new one on the page.",
 		"used":        "This QR code has been used. Reload the page and scan the new one.",
 		"snapshot":    "This is a snapshot page. Tap “使用完整服务” (use the full service) at the lower right, and agree again.",
+		"declined":    "You declined. Nobody was logged in as you.",
+		"number":      "That is not the number on the page. Nobody was logged in. If it was you, scan again.",
 		"unavailable": unavailable,
 		"made-up":     unavailable,
 		"":            unavailable,
@@ -559,7 +583,7 @@ func TestBrowserConfirmsOnThePhone(t *testing.T) {
 	// Not on loopback, where browsers trust plain http as if it were https.
 	b := browse(t, "-confirm", "-addr", addr, "-url", strings.Replace("http://"+addr, "127.0.0.1", "wx.test", 1))
 	for _, test := range []struct{ flow, button, answer, want string }{
-		{"scan", "scan", "yes", "You are logged in"}, {"auth", "allow", "yes", "You are logged in"}, {"auth", "allow", "no", "Declined on the phone"},
+		{"scan", "scan", "number", "You are logged in"}, {"auth", "allow", "number", "You are logged in"}, {"auth", "allow", "no", "Declined on the phone"},
 	} {
 		b.open("/")
 		b.click("[data-wxscan-flow=" + test.flow + "]")
@@ -573,15 +597,22 @@ func TestBrowserConfirmsOnThePhone(t *testing.T) {
 			b.click(".bubble a[href*=confirm]")
 		}
 		b.wait("location.pathname", "/wechat/confirm")
-		number := b.script(textOf(".wxscan-number"))
-		b.screenshot("confirm-" + test.flow)
+		for width, height := range map[int]int{900: 760, 375: 667, 320: 568} {
+			b.resize(width, height)
+			if got := b.script("document.documentElement.scrollWidth - document.documentElement.clientWidth"); got != "0" {
+				t.Errorf("the page is %s pixels too wide at %d", got, width)
+			}
+			b.screenshot(fmt.Sprintf("confirm-%s-%d", test.flow, width))
+		}
 		phone := b.tab()
 		b.turn(page)
-		b.wait(textOf(".wxscan-number"), number)
-		b.wait(pageStatus, "Scanned. Compare the number, and confirm on your phone")
+		b.wait(textOf(".wxscan-number")+".length", "2")
+		number := b.script(textOf(".wxscan-number"))
+		b.wait(pageStatus, "Scanned. Choose this number on your phone")
 		b.screenshot("scanned-" + test.flow)
 		b.turn(phone)
-		b.click("[value=" + test.answer + "]")
+		b.wait(pageHeld, "auto")
+		b.click("[value='" + strings.Replace(test.answer, "number", number, 1) + "']")
 		b.wait("location.pathname.startsWith('/static/html/login')", "true")
 		b.turn(page)
 		b.wait(pageStatus, test.want)
@@ -589,6 +620,48 @@ func TestBrowserConfirmsOnThePhone(t *testing.T) {
 	}
 	b.click(".wxscan-more button")
 	b.wait(pageCode, "true")
+}
+
+// TestBrowserDecidesNothingByFastTaps has a page that says "tap fast", where the
+// phone's buttons will be. Its fourth tap moves to where the authorize page leads,
+// which asks nothing for snsapi_base, with the ticket of whoever made that page.
+func TestBrowserDecidesNothingByFastTaps(t *testing.T) {
+	bait := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		io.WriteString(w, `<!doctype html><meta name="viewport" content="width=device-width"><title>Tap fast</title><link rel="icon" href="data:,">
+			<style>button { position: fixed; inset: 0; width: 100%; height: 100% }</style><script>let taps = 0</script>
+			<button onclick="if (++taps === 4) location = decodeURIComponent(location.search.slice(1))">Tap fast!</button>`)
+	}))
+	b := browse(t, "-confirm")
+	b.resize(375, 667)
+	b.devtools("Emulation.setTouchEmulationEnabled", object{"enabled": true})
+	for place := 1; place <= 4; place++ {
+		b.post("/url", object{"url": allowed(t, begun(t, b.base, "getauthqr").URL, "alice")}, nil)
+		b.wait("location.pathname", "/wechat/confirm")
+		at := b.script(fmt.Sprintf("(({x, y, width, height}) => (x + width / 2) + ' ' + (y + height / 2))"+
+			"(document.querySelector('.wxscan-choice button:nth-of-type(%d)').getBoundingClientRect())", place))
+		var x, y float64
+		_, err := fmt.Sscan(at, &x, &y)
+		must(t, err)
+
+		ticket := begun(t, b.base, "getauthqr")
+		b.post("/url", object{"url": bait + "?" + url.QueryEscape(allowed(t, ticket.URL, "alice"))}, nil)
+		tap := time.NewTicker(150 * time.Millisecond)
+		for range 25 {
+			<-tap.C
+			b.tap(x, y)
+		}
+		tap.Stop()
+		if got := b.script("location.pathname"); got != "/wechat/confirm" {
+			t.Errorf("place %d: the taps lead to %s", place, got)
+		}
+		if got := polled(t, b.base, ticket.Ticket, ""); got.Status != statusScanned {
+			t.Errorf("place %d: the taps make the login %q", place, got.Status)
+		}
+		b.wait(pageHeld, "auto")
+		b.tap(x, y)
+		b.wait("location.pathname.startsWith('/static/html/login')", "true")
+	}
 }
 
 func TestBrowserGoesBackToWhereItCameFrom(t *testing.T) {
