@@ -107,8 +107,9 @@ func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	numbers := choices(k, sent)
-	return writePage(w, http.StatusOK, "static/html/confirm.html", "Site", site(s.config.publicURL).Host, "Secret", sent,
-		"First", numbers[0], "Second", numbers[1], "Third", numbers[2], "Shown", strconv.FormatInt(time.Now().UnixMilli(), 10),
+	return writePage(w, http.StatusOK, "static/html/confirm.html", "Site", site(s.config.publicURL).Host,
+		"First", numbers[0], "Second", numbers[1], "Third", numbers[2],
+		"Secret", sent, "Shown", strconv.FormatInt(time.Now().UnixMilli(), 10),
 		"Browser", ticket.Asker.Browser, "Address", cmp.Or(ticket.Asker.Address, "?"))
 }
 
