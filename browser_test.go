@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -183,6 +184,13 @@ func (b *browser) click(selector string) {
 	}
 }
 
+// tap touches a point of the page, and lets go.
+func (b *browser) tap(x, y float64) {
+	b.t.Helper()
+	b.devtools("Input.dispatchTouchEvent", object{"type": "touchStart", "touchPoints": []object{{"x": x, "y": y}}})
+	b.devtools("Input.dispatchTouchEvent", object{"type": "touchEnd", "touchPoints": []object{}})
+}
+
 // These stand for keys: https://www.w3.org/TR/webdriver2/#keyboard-actions
 const tabKey, enterKey = "\ue004", "\ue007"
 
@@ -299,6 +307,7 @@ const (
 	pageAsked  = "performance.getEntriesByType('resource').filter((r) => r.name.endsWith('/wechat/getloginqr')).length"
 	pageTabs   = "[...document.querySelectorAll('[data-wxscan-flow]')].map((tab) => tab.getAttribute('aria-pressed')).join()"
 	pageStatus = "document.querySelector('[role=status]').innerText"
+	pageHeld   = "getComputedStyle(document.querySelector('.wxscan-choice button')).pointerEvents" // none while the phone may press nothing
 	pageOpenID = "document.querySelector('.wxscan-openid').innerText"
 )
 
@@ -534,6 +543,20 @@ func TestBrowserInsideWeChatNeedsNoScan(t *testing.T) {
 	}
 }
 
+func TestBrowserInsideWeChatTellsTheNumberOfItsOwnPage(t *testing.T) {
+	b := browse(t, "-confirm")
+	b.speak("en", "MicroMessenger/8.0.50")
+	b.open("/")
+	b.wait("location.pathname", "/demo/connect/oauth2/authorize")
+	b.click("[value=allow]")
+	b.wait("document.querySelector('.wxscan-own')?.checkVisibility() ?? false", "true")
+	number := b.script(textOf(".wxscan-own b"))
+	b.wait(pageHeld, "auto")
+	b.click("[value='" + number + "']")
+	b.wait("location.pathname", "/")
+	b.wait(pageOpenID, "alice")
+}
+
 func TestBrowserShowsOneReasonForAFailedLogin(t *testing.T) {
 	b := browse(t)
 	const unavailable = "WeChat is not answering just now. Reload the page in a moment and scan again."
@@ -542,6 +565,8 @@ func TestBrowserShowsOneReasonForAFailedLogin(t *testing.T) {
 		"expired":     "The QR code has expired. Scan the new one on the page.",
 		"used":        "This QR code has been used. Reload the page and scan the new one.",
 		"snapshot":    "This is a snapshot page. Tap “使用完整服务” (use the full service) at the lower right, and agree again.",
+		"declined":    "You declined. Nobody was logged in as you.",
+		"number":      "That is not the number on the page. Nobody was logged in. If it was you, scan again.",
 		"unavailable": unavailable,
 		"made-up":     unavailable,
 		"":            unavailable,
@@ -558,7 +583,7 @@ func TestBrowserConfirmsOnThePhone(t *testing.T) {
 	// Not on loopback, where browsers trust plain http as if it were https.
 	b := browse(t, "-confirm", "-addr", addr, "-url", strings.Replace("http://"+addr, "127.0.0.1", "wx.test", 1))
 	for _, test := range []struct{ flow, button, answer, want string }{
-		{"scan", "scan", "yes", "You are logged in"}, {"auth", "allow", "yes", "You are logged in"}, {"auth", "allow", "no", "Declined on the phone"},
+		{"scan", "scan", "number", "You are logged in"}, {"auth", "allow", "number", "You are logged in"}, {"auth", "allow", "no", "Declined on the phone"},
 	} {
 		b.open("/")
 		b.click("[data-wxscan-flow=" + test.flow + "]")
@@ -572,15 +597,22 @@ func TestBrowserConfirmsOnThePhone(t *testing.T) {
 			b.click(".bubble a[href*=confirm]")
 		}
 		b.wait("location.pathname", "/wechat/confirm")
-		number := b.script(textOf(".wxscan-number"))
-		b.screenshot("confirm-" + test.flow)
+		for width, height := range map[int]int{900: 760, 375: 667, 320: 568} {
+			b.resize(width, height)
+			if got := b.script("document.documentElement.scrollWidth - document.documentElement.clientWidth"); got != "0" {
+				t.Errorf("the page is %s pixels too wide at %d", got, width)
+			}
+			b.screenshot(fmt.Sprintf("confirm-%s-%d", test.flow, width))
+		}
 		phone := b.tab()
 		b.turn(page)
-		b.wait(textOf(".wxscan-number"), number)
-		b.wait(pageStatus, "Scanned. Compare the number, and confirm on your phone")
+		b.wait(textOf(".wxscan-number")+".length", "2")
+		number := b.script(textOf(".wxscan-number"))
+		b.wait(pageStatus, "Scanned. Choose this number on your phone")
 		b.screenshot("scanned-" + test.flow)
 		b.turn(phone)
-		b.click("[value=" + test.answer + "]")
+		b.wait(pageHeld, "auto")
+		b.click("[value='" + strings.Replace(test.answer, "number", number, 1) + "']")
 		b.wait("location.pathname.startsWith('/static/html/login')", "true")
 		b.turn(page)
 		b.wait(pageStatus, test.want)
@@ -590,24 +622,88 @@ func TestBrowserConfirmsOnThePhone(t *testing.T) {
 	b.wait(pageCode, "true")
 }
 
+// TestBrowserDecidesNothingByFastTaps has a page that says "tap fast", where the
+// phone's buttons will be. Its fourth tap moves to where the authorize page leads,
+// which asks nothing for snsapi_base, with the ticket of whoever made that page.
+func TestBrowserDecidesNothingByFastTaps(t *testing.T) {
+	bait := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		io.WriteString(w, `<!doctype html><meta name="viewport" content="width=device-width"><title>Tap fast</title><link rel="icon" href="data:,">
+			<style>button { position: fixed; inset: 0; width: 100%; height: 100% }</style><script>let taps = 0</script>
+			<button onclick="if (++taps === 4) location = decodeURIComponent(location.search.slice(1))">Tap fast!</button>`)
+	}))
+	b := browse(t, "-confirm")
+	b.resize(375, 667)
+	b.devtools("Emulation.setTouchEmulationEnabled", object{"enabled": true})
+	for place := 1; place <= 4; place++ {
+		b.post("/url", object{"url": allowed(t, begun(t, b.base, "getauthqr").URL, "alice")}, nil)
+		b.wait("location.pathname", "/wechat/confirm")
+		at := b.script(fmt.Sprintf("(({x, y, width, height}) => (x + width / 2) + ' ' + (y + height / 2))"+
+			"(document.querySelector('.wxscan-choice button:nth-of-type(%d)').getBoundingClientRect())", place))
+		var x, y float64
+		_, err := fmt.Sscan(at, &x, &y)
+		must(t, err)
+
+		ticket := begun(t, b.base, "getauthqr")
+		b.post("/url", object{"url": bait + "?" + url.QueryEscape(allowed(t, ticket.URL, "alice"))}, nil)
+		tap := time.NewTicker(150 * time.Millisecond)
+		for range 25 {
+			<-tap.C
+			b.tap(x, y)
+		}
+		tap.Stop()
+		if got := b.script("location.pathname"); got != "/wechat/confirm" {
+			t.Errorf("place %d: the taps lead to %s", place, got)
+		}
+		if got := polled(t, b.base, ticket.Ticket, ""); got.Status != statusScanned {
+			t.Errorf("place %d: the taps make the login %q", place, got.Status)
+		}
+		b.wait(pageHeld, "auto")
+		b.tap(x, y)
+		b.wait("location.pathname.startsWith('/static/html/login')", "true")
+	}
+}
+
 func TestBrowserGoesBackToWhereItCameFrom(t *testing.T) {
 	b := browse(t)
-	b.open("/?return_to=/healthz?a=1&b=2")
-	b.wait(pageCode, "true")
-	b.scan("alice")
-	b.wait("location.pathname + location.search", "/healthz?a=1&b=2")
+	for query, want := range map[string]string{
+		"/healthz?a=1&b=2":                "/healthz?a=1&b=2",
+		"/报告":                             "/%E6%8A%A5%E5%91%8A",
+		url.QueryEscape("/healthz?q=a b"): "/healthz?q=a%20b",
+		"/x?url=https%3A%2F%2Fa.example":  "/x?url=https%3A%2F%2Fa.example",
+		"/100%25":                         "/100%25",
+	} {
+		b.open("/?return_to=" + query)
+		b.wait(pageCode, "true")
+		b.scan("alice")
+		b.wait("location.pathname + location.search", want)
+	}
 	b.open("/?return_to=//127.0.0.1:1/")
 	b.wait(pageCode, "true")
 	b.scan("alice")
 	b.wait(pageOpenID, "alice")
 	b.wait("location.pathname", "/")
+
+	var paths []string // what is taken of all that has ever led astray
+	for _, path := range astray {
+		for _, query := range []string{path, url.QueryEscape(path), url.QueryEscape(url.QueryEscape(path))} {
+			if to := returnTo("return_to=" + query); to != "" {
+				paths = append(paths, to)
+			}
+		}
+	}
+	encoded, err := json.Marshal(paths)
+	must(t, err)
+	if got := b.script(string(encoded) + ".filter((to) => new URL(to, location).origin !== location.origin).join(' ')"); got != "" || len(paths) == 0 {
+		t.Errorf("to another site: %q, of %d", got, len(paths))
+	}
 }
 
 func TestBrowserShowsTheBoxInAnotherSitesPage(t *testing.T) {
 	var wxscan string
 	site := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
-		fmt.Fprintf(w, `<!doctype html><link rel="icon" href="data:,"><div data-wxscan="auth"></div><script src="%s/static/wxscan.js" defer></script>`, wxscan)
+		fmt.Fprintf(w, `<!doctype html><link rel="icon" href="data:,"><div data-wxscan="auth" data-return-to="/\127.0.0.1:1/"></div><script src="%s/static/wxscan.js" defer></script>`, wxscan)
 	}))
 	b := browse(t, "-allowed-origins", site)
 	wxscan = b.base
@@ -617,6 +713,6 @@ func TestBrowserShowsTheBoxInAnotherSitesPage(t *testing.T) {
 	b.script("addEventListener('wxscan:login', (e) => { window.told = e.detail.token.split('.').length + e.detail.openid })")
 	b.scan("alice")
 	b.wait(pageOpenID, "alice")
-	b.wait("window.told", "3alice")
+	b.wait("window.told", "3alice") // and it stays, for return_to is another site
 	b.quiet("the other site")
 }

@@ -4,11 +4,15 @@ import (
 	"cmp"
 	"context"
 	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/hex"
 	"hash/crc32"
+	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // An asker is the browser that asked for a ticket, as the phone is told before
@@ -38,9 +42,29 @@ func (s *server) asker(r *http.Request) asker {
 			first("Android", "Android", "iPhone", "iPhone", "iPad", "iPad", "Windows", "Windows", "Mac OS", "macOS", "CrOS", "ChromeOS", "Linux", "Linux")}
 }
 
-// number returns the two digits that stand on the asker's page and on the phone.
+// holdBack is how long the phone's page must have been shown before its answer
+// counts: whoever taps fast on the page before it did not mean this one.
+const holdBack = time.Second
+
+// number returns the two digits that stand on the asker's page, for the phone to choose.
 func number(key key) string {
 	return strconv.Itoa(10 + int(crc32.ChecksumIEEE(key[:])%90))
+}
+
+// choices returns the three numbers that the phone chooses from. The s of the
+// confirmURL decides which stand beside the right one, and in what order: so they
+// are the same at every look, and whoever asked for the ticket cannot know where
+// the right one will be.
+func choices(k key, sent string) []string {
+	random := rand.New(rand.NewChaCha8(sha256.Sum256([]byte(sent))))
+	numbers := []string{number(k)}
+	for len(numbers) < 3 {
+		if n := strconv.Itoa(10 + random.IntN(90)); !slices.Contains(numbers, n) {
+			numbers = append(numbers, n)
+		}
+	}
+	random.Shuffle(len(numbers), func(i, j int) { numbers[i], numbers[j] = numbers[j], numbers[i] })
+	return numbers
 }
 
 // confirmURL returns where the phone confirms the login that a ticket, by its
@@ -82,26 +106,40 @@ func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 		http.Redirect(w, r, "/static/html/loginfailed.html?reason=expired", http.StatusSeeOther)
 		return nil
 	}
-	return writePage(w, http.StatusOK, "static/html/confirm.html", "Site", site(s.config.publicURL).Host, "Number", number(k), "Secret", sent,
+	numbers := choices(k, sent)
+	return writePage(w, http.StatusOK, "static/html/confirm.html", "Site", site(s.config.publicURL).Host,
+		"First", numbers[0], "Second", numbers[1], "Third", numbers[2],
+		"Secret", sent, "Shown", strconv.FormatInt(time.Now().UnixMilli(), 10),
 		"Browser", ticket.Asker.Browser, "Address", cmp.Or(ticket.Asker.Address, "?"))
 }
 
-// hearPhone takes the phone's answer. It counts once.
+// hearPhone takes the phone's answer, which counts once: the right number logs
+// in; another of the three, or no, declines. What comes too soon, or is no answer
+// to the page, decides nothing, and the page is shown again.
 func (s *server) hearPhone(w http.ResponseWriter, r *http.Request) error {
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-	yes := r.PostFormValue("answer") == "yes"
-	k, _, ok, err := s.toConfirm(r.Context(), r.PostFormValue("s"))
+	sent, answer := r.PostFormValue("s"), r.PostFormValue("answer")
+	k, _, ok, err := s.toConfirm(r.Context(), sent)
 	if ok && err == nil {
-		ok, err = s.tickets.decide(r.Context(), k, yes)
+		shown, malformed := strconv.ParseInt(r.PostFormValue("shown"), 10, 64)
+		soon := malformed != nil || time.Since(time.UnixMilli(shown)) < holdBack
+		if soon || answer != "no" && !slices.Contains(choices(k, sent), answer) {
+			http.Redirect(w, r, "/wechat/confirm?s="+sent, http.StatusSeeOther)
+			return nil
+		}
+		ok, err = s.tickets.decide(r.Context(), k, answer == number(k))
 	}
 	if err != nil {
 		return err
 	}
 	target := "/static/html/loginsucceed.html"
-	if !ok {
+	switch {
+	case !ok:
 		target = "/static/html/loginfailed.html?reason=expired"
-	} else if !yes {
+	case answer == "no":
 		target = "/static/html/loginfailed.html?reason=declined"
+	case answer != number(k):
+		target = "/static/html/loginfailed.html?reason=number"
 	}
 	http.Redirect(w, r, target, http.StatusSeeOther)
 	return nil

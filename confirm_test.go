@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -35,8 +37,17 @@ func (w *world) claim(ticket string) (secret string) {
 
 var confirmLink = regexp.MustCompile(`/wechat/confirm\?s=(\w+)`)
 
+// answerPhone answers a page that was shown long ago: with "yes", which is the right
+// number, with "other", which is one of the wrong ones, or as it is said.
 func (w *world) answerPhone(secret, answer string) string {
-	return w.submit("/wechat/confirm", "s", secret, "answer", answer).Header().Get("Location")
+	k := parseKey(secret[:min(len(secret), 2*len(key{}))])
+	switch numbers := choices(k, secret); {
+	case answer == "yes":
+		answer = number(k)
+	case answer == "other":
+		answer = numbers[(slices.Index(numbers, number(k))+1)%len(numbers)]
+	}
+	return w.submit("/wechat/confirm", "s", secret, "shown", "0", "answer", answer).Header().Get("Location")
 }
 
 func TestNobodyIsLoggedInBeforeThePhoneConfirms(t *testing.T) {
@@ -45,7 +56,7 @@ func TestNobodyIsLoggedInBeforeThePhoneConfirms(t *testing.T) {
 		for answer, want := range map[string]struct {
 			target string
 			status status
-		}{"yes": {ok, statusDone}, "no": {failed + "declined", statusDeclined}, "": {failed + "declined", statusDeclined}} {
+		}{"yes": {ok, statusDone}, "no": {failed + "declined", statusDeclined}, "other": {failed + "number", statusDeclined}} {
 			w := newWorld(t, "CONFIRM=true")
 			ticket, secret := w.asked(t, begin)
 			link := "/wechat/confirm?s=" + secret
@@ -91,9 +102,119 @@ func TestSecretsOfOtherClaimsAndHugeFormsConfirmNothing(t *testing.T) {
 			t.Errorf("%q is shown a page: %d", sent, out.Code)
 		}
 	}
-	w.answerPhone(secret, "yes"+strings.Repeat("&", maxBody)+"&answer=yes") // a huge form
+	w.submit("/wechat/confirm", "s", secret, "shown", "0", "answer", number(digest(other)), "x", strings.Repeat("&", maxBody)) // a huge form
 	if a, b := w.check(t, ticket, ""), w.check(t, other, ""); a.Status != statusScanned || b.Status != statusScanned {
 		t.Errorf("%+v, %+v", a, b)
+	}
+}
+
+var confirmField = regexp.MustCompile(`name="(\w+)" value="(\w+)"`)
+
+// askedPhone opens the phone's page, and returns its form: the hidden fields, and
+// the answers that can be pressed, from left to right and downwards.
+func (w *world) askedPhone(secret string) (hidden, answers []string) {
+	for _, field := range confirmField.FindAllStringSubmatch(w.do("GET", "/wechat/confirm?s="+secret, "").Body.String(), -1) {
+		if field[1] == "answer" {
+			answers = append(answers, field[2])
+		} else {
+			hidden = append(hidden, field[1], field[2])
+		}
+	}
+	return hidden, answers
+}
+
+func TestThePhoneIsNotToldWhichNumberIsRight(t *testing.T) {
+	w := newWorld(t, "CONFIRM=true", "QR_RATE=0")
+	const times = 300
+	twoDigits := regexp.MustCompile(`^[1-9][0-9]$`)
+	var at [3]int // how often the right one is there
+	for range times {
+		ticket, secret := w.asked(t, "getauthqr")
+		_, answers := w.askedPhone(secret)
+		if len(answers) != 4 || answers[3] != "no" {
+			t.Fatalf("answers %q", answers)
+		}
+		numbers := answers[:3]
+		if !twoDigits.MatchString(numbers[0]) || !twoDigits.MatchString(numbers[1]) || !twoDigits.MatchString(numbers[2]) ||
+			numbers[0] == numbers[1] || numbers[1] == numbers[2] || numbers[2] == numbers[0] {
+			t.Errorf("numbers %q", numbers)
+		}
+		if _, again := w.askedPhone(secret); !slices.Equal(again, answers) {
+			t.Errorf("at another look %q, before %q", again, answers)
+		}
+		place := slices.Index(numbers, w.check(t, ticket, "").Number)
+		if place < 0 {
+			t.Fatalf("the page's number is not among %q", numbers)
+		}
+		at[place]++
+	}
+	if slices.Min(at[:]) < times/5 {
+		t.Errorf("the right number is there: %v", at)
+	}
+	k := digest("ticket") // of somebody who knows it, and all of our code
+	clear(at[:])
+	for i := range times {
+		at[slices.Index(choices(k, k.String()+strconv.Itoa(i)), number(k))]++
+	}
+	if slices.Min(at[:]) < times/5 {
+		t.Errorf("the ticket tells where the right number will be: %v", at)
+	}
+}
+
+func TestAnswersWithinASecondDecideNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, begin := range []string{"getloginqr", "getauthqr"} {
+			w := newWorld(t, "CONFIRM=true")
+			ticket, secret := w.asked(t, begin)
+			page := "/wechat/confirm?s=" + secret
+			answer := func(fields ...string) string {
+				return w.submit("/wechat/confirm", fields...).Header().Get("Location")
+			}
+			hidden, answers := w.askedPhone(secret)
+			for _, at := range []time.Duration{0, 150 * time.Millisecond, 849 * time.Millisecond} { // 999 ms in all
+				time.Sleep(at)
+				for _, pressed := range answers {
+					if got := answer(append(hidden, "answer", pressed)...); got != page {
+						t.Errorf("%s: %q after %v leads to %s, want the page again", begin, pressed, at, got)
+					}
+				}
+			}
+			time.Sleep(time.Millisecond)
+			later, _ := w.askedPhone(secret)
+			right := number(digest(ticket))
+			for name, fields := range map[string][]string{
+				"to the page shown again":           append(later, "answer", right),
+				"without a time":                    {"s", secret, "answer", right},
+				"with a malformed time":             {"s", secret, "shown", "x", "answer", right},
+				"with a time to come":               {"s", secret, "shown", strconv.FormatInt(time.Now().Add(time.Hour).UnixMilli(), 10), "answer", right},
+				"with a time beyond all that count": {"s", secret, "shown", "9223372036854775807", "answer", right},
+			} {
+				if got := answer(fields...); got != page || w.check(t, ticket, "").Status != statusScanned {
+					t.Errorf("%s: the right number %s leads to %s, and the login is %q", begin, name, got, w.check(t, ticket, "").Status)
+				}
+			}
+			if got := answer(append(hidden, "answer", right)...); got != "/static/html/loginsucceed.html" || !w.check(t, ticket, "").Login {
+				t.Errorf("%s: the right number after a second leads to %s", begin, got)
+			}
+		}
+	})
+}
+
+func TestWhatThePageDoesNotAskForIsNoAnswer(t *testing.T) {
+	w := newWorld(t, "CONFIRM=true")
+	ticket, secret := w.asked(t, "getauthqr")
+	_, numbers := w.askedPhone(secret)
+	other := 10
+	for slices.Contains(numbers, strconv.Itoa(other)) {
+		other++
+	}
+	for _, answer := range []string{"", "YES", "No", "no ", " " + number(digest(ticket)), "0" + number(digest(ticket)), strconv.Itoa(other), "100", strings.Join(numbers, ",")} {
+		if got := w.answerPhone(secret, answer); got != "/wechat/confirm?s="+secret || w.check(t, ticket, "").Status != statusScanned {
+			t.Errorf("%q leads to %s, and the login is %q", answer, got, w.check(t, ticket, "").Status)
+		}
+	}
+	if w.answerPhone(secret, "yes"); !w.check(t, ticket, "").Login {
+		t.Error("the right number no longer counts")
 	}
 }
 

@@ -557,7 +557,7 @@ func (s *server) exchange(ctx context.Context, code string) (login, outcome) {
 		return who, outcomeLogin
 	}
 	if s.talk.pass("callback") == 0 {
-		s.log.Warn("no login by web authorization", "err", err, "hint", hint(err))
+		s.log.Warn("no login by web authorization", "err", err, hint(err))
 	}
 	switch {
 	case errors.Is(err, errSnapshot):
@@ -655,7 +655,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		level = slog.LevelDebug
 	}
 	if s.talk.pass(answer.Error) == 0 {
-		s.log.Log(r.Context(), level, "request failed", "route", r.Pattern, "status", status, "err", err, "hint", hint(err))
+		s.log.Log(r.Context(), level, "request failed", "route", r.Pattern, "status", status, "err", err, hint(err))
 	}
 	writeJSON(w, status, answer)
 }

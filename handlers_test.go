@@ -125,6 +125,9 @@ func (w *world) checkLeaks(t testing.TB, simulator *demo) {
 			begun = strings.ReplaceAll(begun, url.QueryEscape(name), "")
 		}
 	}
+	if strings.Contains(logged, `hint=""`) {
+		t.Error("a log line has an empty hint")
+	}
 	for _, secret := range everywhere {
 		if strings.Contains(logged+answers+begun, secret) || strings.Contains(logged+answers+begun, url.QueryEscape(secret)) {
 			t.Errorf("the secret %q is in the log or in an answer", secret)

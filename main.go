@@ -433,6 +433,7 @@ func parseConfig(args []string, getenv func(string) string, help io.Writer) (con
 	}
 	var inDemo map[string]string // the defaults that are others with -demo
 	if c.demo {
+		given["SESSION_SECRET"] = "" // whatever production's is: a demo's sessions are good for the demo alone
 		inDemo = map[string]string{"WECHAT_APPID": "wx0123456789abcdef", "WECHAT_APPSECRET": "simulated", "WECHAT_TOKEN": "simulated", "ADDR": "127.0.0.1:8080"}
 	}
 	for _, s := range settings {

@@ -194,6 +194,16 @@ func scanned(t testing.TB, base, ticket, openID string) {
 	}
 }
 
+// allowed returns the callback to which the authorize page leads, once openID has agreed.
+func allowed(t testing.TB, page, openID string) (callback string) {
+	t.Helper()
+	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := client.PostForm(page, url.Values{"openid": {openID}, "event": {"allow"}})
+	must(t, err)
+	resp.Body.Close()
+	return resp.Header.Get("Location")
+}
+
 func polled(t testing.TB, base, ticket, wait string) (answer pollAnswer) {
 	t.Helper()
 	fetchJSON(t, "GET", base+"/wechat/checklogin?wait="+wait+"&ticket="+url.QueryEscape(ticket), &answer)

@@ -21,8 +21,9 @@ type session struct {
 	Issuer   string   `json:"iss"` // our public URL
 	Audience audience `json:"aud"` // the appid
 	OpenID   string   `json:"sub"`
-	IssuedAt int64    `json:"iat"` // Unix seconds
-	Expires  int64    `json:"exp"` // Unix seconds
+	IssuedAt int64    `json:"iat"`          // Unix seconds
+	Expires  int64    `json:"exp"`          // Unix seconds
+	Begins   int64    `json:"nbf,omitzero"` // Unix seconds; ours have none
 	ID       string   `json:"jti"`
 	UnionID  string   `json:"unionid,omitzero"`
 	Nickname string   `json:"name,omitzero"`
@@ -84,7 +85,7 @@ func (s *signer) verify(token string) (*session, error) {
 	case !signed, decodeSegment(head, &header) != nil, decodeSegment(body, claims) != nil,
 		header.Alg != "HS256", header.Crit != nil,
 		claims.Issuer != s.issuer, string(claims.Audience) != s.audience, claims.OpenID == "",
-		time.Now().Unix() >= claims.Expires:
+		time.Now().Unix() < claims.Begins, time.Now().Unix() >= claims.Expires:
 		return nil, errNoSession
 	}
 	return claims, nil
@@ -133,13 +134,13 @@ func (s *signer) fromRequest(r *http.Request) (*session, error) {
 	return nil, errNoSession
 }
 
-// unsafePath finds what could lead from a path to another site: no slash at
-// the start, two slashes with nothing but dots and white space between them,
-// backslashes, which browsers take for slashes, and control characters.
-var unsafePath = regexp.MustCompile(`^[^/]|^$|[/\\][\s\p{Z}.]*[/\\]|[\\\x00-\x1f\x7f]`)
+// ownPath matches what a browser takes for a path of the site that it is on.
+// Another slash after the first would begin a host; browsers take backslashes
+// for slashes, and leave out tabs and newlines.
+var ownPath = regexp.MustCompile(`^/([^/\\\p{Cc}][^\\\p{Cc}]*)?$`)
 
-// returnTo returns the path to go to after a login, from a raw query; "" if
-// there is none, or it is unsafe, however often a server on its way decodes it.
+// returnTo returns the path to go to after a login, with its query and
+// fragment, from a raw query; "" if there is none, or it is no path of this site.
 // A path that is not escaped reaches to the end of the query, so that a proxy
 // can append the URI that it was asked for.
 func returnTo(rawQuery string) string {
@@ -148,19 +149,8 @@ func returnTo(rawQuery string) string {
 		path, _, _ = strings.Cut(path, "&")
 		path, _ = url.QueryUnescape(path)
 	}
-	if len(path) > 2000 || strings.ContainsFunc(path, func(r rune) bool { return r < '!' || r > '~' }) {
+	if _, err := url.Parse(path); err != nil || !ownPath.MatchString(path) {
 		return ""
 	}
-	decoded := path
-	for range 5 {
-		next, err := url.PathUnescape(decoded)
-		if err != nil || unsafePath.MatchString(decoded) {
-			return ""
-		}
-		if next == decoded {
-			return path
-		}
-		decoded = next
-	}
-	return ""
+	return path
 }

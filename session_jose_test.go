@@ -54,7 +54,8 @@ func TestJoseAndWeReadEachOthersTokens(t *testing.T) {
 		}
 		t.Skip("WXSCAN_JOSE is not set: the folder in which npm install jose was run")
 	}
-	w := newWorld(t, "SESSION_SECRET="+secretA+","+secretB, "WECHAT_SCOPE=snsapi_userinfo", "PUBLIC_URL=https://login.example.com")
+	w := newWorld(t, "WECHAT_SCOPE=snsapi_userinfo", "PUBLIC_URL=https://login.example.com")
+	w.signer.secrets = []string{secretA, secretB}
 	qr := w.begin(t, "getauthqr")
 	w.scan(qr.Ticket, "alice", "")
 	ours := w.check(t, qr.Ticket, "")

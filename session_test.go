@@ -86,6 +86,9 @@ func TestVerifyTakesNothingElse(t *testing.T) {
 	if _, err := s.verify(forge(secretA, jwtHeader, strings.Replace(claims, `"wx1"`, `["wx1"]`, 1))); err != nil {
 		t.Errorf("aud in a list: %v", err)
 	}
+	if _, err := s.verify(forge(secretA, jwtHeader, strings.Replace(claims, `"exp"`, fmt.Sprintf(`"nbf":%d,"exp"`, time.Now().Unix()), 1))); err != nil {
+		t.Errorf("from its nbf on: %v", err)
+	}
 	good := forge(secretA, jwtHeader, claims)
 	parts := strings.Split(good, ".")
 	for name, token := range map[string]string{
@@ -110,6 +113,8 @@ func TestVerifyTakesNothingElse(t *testing.T) {
 		"no sub":                forge(secretA, jwtHeader, strings.Replace(claims, `"sub"`, `"x"`, 1)),
 		"no exp":                forge(secretA, jwtHeader, strings.Replace(claims, `"exp"`, `"x"`, 1)),
 		"expired":               forge(secretA, jwtHeader, strings.Replace(claims, fmt.Sprint(future), fmt.Sprint(time.Now().Unix()), 1)),
+		"before its nbf":        forge(secretA, jwtHeader, strings.Replace(claims, `"exp"`, fmt.Sprintf(`"nbf":%d,"exp"`, time.Now().Unix()+60), 1)),
+		"nbf of a wrong type":   forge(secretA, jwtHeader, strings.Replace(claims, `"exp"`, `"nbf":"now","exp"`, 1)),
 		"exp of a wrong type":   forge(secretA, jwtHeader, strings.Replace(claims, fmt.Sprint(future), `"never"`, 1)),
 		"no JSON":               forge(secretA, jwtHeader, "x"),
 		"null":                  forge(secretA, jwtHeader, "null"),
@@ -167,6 +172,16 @@ func TestSessionOfALogin(t *testing.T) {
 	}
 }
 
+func TestDemosSessionsAreNotProductions(t *testing.T) {
+	w := newWorld(t, "SESSION_SECRET="+secretA)
+	qr := w.begin(t, "getauthqr")
+	w.scan(qr.Ticket, "alice", "")
+	production := &signer{secrets: []string{secretA}, issuer: w.config.publicURL, audience: w.config.appID}
+	if claims, err := production.verify(w.check(t, qr.Ticket, "").Token); err != errNoSession {
+		t.Errorf("production takes the demo's session of %+v, %v", claims, err)
+	}
+}
+
 func TestLogout(t *testing.T) {
 	w := newWorld(t)
 	if out := w.do("POST", "/wechat/logout", "", "Sec-Fetch-Site", "same-origin"); out.Code != 204 || len(out.Result().Cookies()) != 1 || out.Result().Cookies()[0].MaxAge >= 0 {
@@ -182,46 +197,59 @@ func TestLogout(t *testing.T) {
 	}
 }
 
-func TestReturnTo(t *testing.T) {
+func TestReturnToTakesEveryPathOfThisSite(t *testing.T) {
 	for query, want := range map[string]string{
-		"":                                      "",
-		"return_to=":                            "",
-		"return_to=/":                           "/",
-		"return_to=/reports/7":                  "/reports/7",
-		"return_to=%2Freports%2F7%3Fa%3D1%262":  "/reports/7?a=1&2",
-		"return_to=/reports/7?a=1&b=2":          "/reports/7?a=1&b=2", // as a proxy appends it
-		"x=1&return_to=%2Fa&y=2":                "/a",
-		"return_to=/%E6%8A%A5%E5%91%8A?q=a%20b": "/%E6%8A%A5%E5%91%8A?q=a%20b",
-		"return_to=/.well-known/x":              "/.well-known/x",
-		"xreturn_to=/a":                         "",
-		"return_to=reports":                     "",
-		"return_to=https://evil.com":            "",
-		"return_to=javascript:alert(1)":         "",
-		"return_to=//evil.com;":                 "",
-		"return_to=/%zz":                        "",
-		"return_to=/" + strings.Repeat("%25", 300) + "2f/evil.com": "",
-		"return_to=/" + strings.Repeat("a", 3000):                  "",
+		"":                                         "",
+		"return_to=":                               "",
+		"return_to=/":                              "/",
+		"return_to=/reports/7":                     "/reports/7",
+		"return_to=%2Freports%2F7%3Fa%3D1%262":     "/reports/7?a=1&2",
+		"return_to=/reports/7?a=1&b=2":             "/reports/7?a=1&b=2", // as a proxy appends it
+		"x=1&return_to=%2Fa&y=2":                   "/a",
+		"return_to=/%E6%8A%A5%E5%91%8A?q=a%20b":    "/%E6%8A%A5%E5%91%8A?q=a%20b",
+		"return_to=/.well-known/x":                 "/.well-known/x",
+		"return_to=/报告":                            "/报告",
+		"return_to=%2F%E6%8A%A5%E5%91%8A":          "/报告",
+		"return_to=%2Fa%20b+c":                     "/a b c",
+		"return_to=/x?url=https%3A%2F%2Fa.example": "/x?url=https%3A%2F%2Fa.example",
+		"return_to=%2Fx%3Furl%3Dhttps%253A%252F%252Fa.example": "/x?url=https%3A%2F%2Fa.example",
+		"return_to=/x?url=https://a.example":                   "/x?url=https://a.example",
+		"return_to=/100%25":                                    "/100%25",
+		"return_to=%2F100%2525%23end":                          "/100%25#end",
+		"return_to=/" + strings.Repeat("a", 3000):              "/" + strings.Repeat("a", 3000),
+		"xreturn_to=/a":                                        "",
+		"return_to=reports":                                    "",
+		"return_to=https://evil.com":                           "",
+		"return_to=javascript:alert(1)":                        "",
+		"return_to=//evil.com;":                                "",
+		"return_to=/%zz":                                       "",
+		"return_to=%2F100%25":                                  "",
 	} {
 		if got := returnTo(query); got != want {
 			t.Errorf("returnTo(%.80q) = %q, want %q", query, got, want)
 		}
 	}
-	// The ways round such a check that oauth2-proxy has met over the years.
 	for _, path := range []string{
-		"//evil.com", "///evil.com", `/\evil.com`, `\/evil.com`, `\\evil.com`, `/\/evil.com`, "/ /evil.com", "/\t/evil.com", "/\v/evil.com", "/\n/evil.com", "/\r/evil.com",
-		"/ \\evil.com", "/\t\\evil.com", "/\v\\evil.com", "/\n\\evil.com", "/\r\\evil.com", "/\t/\t\\evil.com", "/\t\t/\t/evil.com", "/\t\t\\\t/evil.com", `/./\evil.com`,
-		`/./../../\evil.com`, "/.//evil.com", "/..//evil.com", "/%09/evil.com", "/%0a/evil.com", "/%0d%0aLocation:x", "/%00/evil.com", "/%2fevil.com", "/%2f%2fevil.com",
-		"/%5cevil.com", "/%5c%5cevil.com", "/%252fevil.com", "/%25252fevil.com", "/%255cevil.com", "/%2e%2e//evil.com", "/%2e/%2fevil.com", "/evil.com/%2f%2e%2e", "//evil.com@x",
-		"/\u3000/evil.com", "/\u00a0/evil.com", "/%e3%80%80/evil.com", "/\u2028/evil.com", "/<>//evil.com", "/?url=//evil.com", "/http://evil.com", "/https:///evil.com/%2e%2e",
-		"http:evil.com", "http:/evil.com", "%68%74%74%70%3a%2f%2fevil.com", ".evil.com", "@evil.com", ":80", ";alert(0);//", "%19Jav%09asc%09ript:alert(1)", " /a", "/a ", "\t/a",
-		"/\x00/evil.com", "/\x7f/evil.com", "/\xff/evil.com", "data:text/html,x",
+		"//evil.com", "///evil.com", `/\evil.com`, `\/evil.com`, `\\evil.com`, `/\/evil.com`, "/\t/evil.com", "/\v/evil.com", "/\n/evil.com", "/\r/evil.com",
+		"/ \\evil.com", "/\t\\evil.com", "/\t/\t\\evil.com", "/\t\t\\\t/evil.com", `/./\evil.com`, `/./../../\evil.com`, "//evil.com@x", "http:evil.com", "http:/evil.com",
+		".evil.com", "@evil.com", ":80", ";alert(0);//", " /a", "\t/a", "/\x00/evil.com", "/\x7f/evil.com", "/\u0085/evil.com", "data:text/html,x", "%68%74%74%70%3a%2f%2fevil.com",
+		"%19Jav%09asc%09ript:alert(1)",
 	} {
-		for _, query := range []string{"return_to=" + path, "return_to=" + url.QueryEscape(path), "return_to=" + url.QueryEscape(url.QueryEscape(path))} {
+		for _, query := range []string{"return_to=" + path, "return_to=" + url.QueryEscape(path)} {
 			if got := returnTo(query); got != "" {
 				t.Errorf("returnTo(%q) = %q", query, got)
 			}
 		}
 	}
+}
+
+// astray has what has led other programs to other sites, over the years, besides
+// what TestReturnToTakesEveryPathOfThisSite has.
+var astray = []string{
+	"/ /evil.com", "/.//evil.com", "/..//evil.com", "/%09/evil.com", "/%0a/evil.com", "/%0d%0aLocation:x", "/%00/evil.com", "/%2fevil.com", "/%2f%2fevil.com",
+	"/%5cevil.com", "/%5c%5cevil.com", "/%252fevil.com", "/%25252fevil.com", "/%255cevil.com", "/%2e%2e//evil.com", "/%2e/%2fevil.com", "/evil.com/%2f%2e%2e",
+	"/\u3000/evil.com", "/\u00a0/evil.com", "/%e3%80%80/evil.com", "/\u2028/evil.com", "/\ufeff/evil.com", "/\u2044/evil.com", "/<>//evil.com", "/?url=//evil.com", "/#//evil.com",
+	"/http://evil.com", "/https:///evil.com/%2e%2e", "/\xff/evil.com", "/@evil.com", "/:80", "/;//evil.com",
 }
 
 func TestOtherOrigins(t *testing.T) {

@@ -96,7 +96,7 @@ func (c *wechat) accessToken(ctx context.Context) (string, error) {
 	}
 	fetched := c.fetchToken(ctx)
 	if fetched.err != nil && time.Now().Before(t.expires) {
-		c.log.Warn("renewing the access token", "err", fetched.err, "hint", hint(fetched.err))
+		c.log.Warn("renewing the access token", "err", fetched.err, hint(fetched.err))
 		t.renew = fetched.renew
 		fetched = t
 	}
@@ -219,7 +219,7 @@ func (c *wechat) exchangeCode(ctx context.Context, code string) (login, error) {
 		got, err := c.call(ctx, "/sns/userinfo", url.Values{
 			"access_token": {got.AccessToken}, "openid": {who.OpenID}, "lang": {"zh_CN"}}, nil)
 		if err != nil { // who it is stands; the profile only adorns it
-			c.log.Warn("login without a profile", "err", err, "hint", hint(err))
+			c.log.Warn("login without a profile", "err", err, hint(err))
 			return who, nil
 		}
 		who.Nickname, who.Avatar, who.UnionID = got.Nickname, got.HeadImgURL, cmp.Or(got.UnionID, who.UnionID)
@@ -399,10 +399,14 @@ func kindOf(err error) kind {
 	return k
 }
 
-// hint returns what the operator can do about an error, in English.
-func hint(err error) string {
+// hint returns what the operator can do about an error, in English, for a log
+// line: where we do not know, it is the empty attribute, which slog leaves out.
+func hint(err error) slog.Attr {
 	_, english, _ := sorted(err)
-	return english
+	if english == "" {
+		return slog.Attr{}
+	}
+	return slog.String("hint", english)
 }
 
 // An event is a push of WeChat's (接收事件推送), as far as we use it.

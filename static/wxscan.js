@@ -95,7 +95,7 @@
       const button = make("button", "", { type: "button", textContent: say("换一个二维码", "Another QR code") });
       button.addEventListener("click", again); // for whom the phone lost the page
       this.more.replaceChildren(button);
-      this.say(say("已扫描。请核对数字，并在手机上确认", "Scanned. Compare the number, and confirm on your phone"));
+      this.say(say("已扫描。请在手机上选择这个数字", "Scanned. Choose this number on your phone"));
     }
     done(answer) {
       this.code.className = "wxscan-result";
@@ -199,7 +199,9 @@
       if (answer.login) {
         box.done(answer);
         element.dispatchEvent(new CustomEvent("wxscan:login", { bubbles: true, detail: answer }));
-        if (element.dataset.returnTo) location.assign(element.dataset.returnTo);
+        const { returnTo } = element.dataset;
+        const target = returnTo && new URL(returnTo, location);
+        if (target && target.origin === location.origin) location.assign(target);
         return;
       }
       if (answer.status === "declined") {
@@ -224,11 +226,25 @@
     logIn(element, control.signal);
   }
 
+  // own shows the number of the ticket that this tab left with: whoever is
+  // inside WeChat has no other page in front of them.
+  async function own(element) {
+    const ticket = sessionStorage.getItem("wxscan");
+    const { number } = await ask("/wechat/checklogin?ticket=" + encodeURIComponent(ticket), new AbortController().signal).catch(() => ({}));
+    if (!number) return;
+    element.lastElementChild.textContent = number;
+    element.hidden = false;
+  }
+
   // Our own pages.
   function page() {
     document.documentElement.lang = chinese ? "zh-CN" : "en";
     const { wxscanResult } = document.body.dataset;
     if (wxscanResult === "done" && sessionStorage.getItem("wxscan")) location.replace(sessionStorage.getItem("wxscan-page"));
+    if (wxscanResult === "confirm") {
+      addEventListener("touchstart", () => {}); // without a listener, iOS has no :active
+      if (sessionStorage.getItem("wxscan")) own(document.querySelector(".wxscan-own"));
+    }
     if (wxscanResult === "failed") {
       const reason = new URLSearchParams(location.search).get("reason");
       const known = [...document.querySelectorAll("[data-reason]")];
