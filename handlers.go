@@ -449,11 +449,33 @@ func (s *server) answerPoll(w http.ResponseWriter, r *http.Request, k key, ticke
 		if answer.Token, err = s.signer.sign(ticket.Login, ticket.Since, digest("session of "+k.String()).String()); err != nil {
 			return err
 		}
-		if !strings.Contains(r.Header.Get("Accept"), "text/html") { // not for a link, which could bring anybody's ticket
+		if s.mayKeep(r) {
 			http.SetCookie(w, s.signer.cookie(answer.Token))
 		}
 	}
 	return writeJSON(w, http.StatusOK, answer)
+}
+
+// mayKeep tells whether the browser that polls may keep the session. Any page can
+// have a browser load the URL of a poll, with the ticket of its own login, and so
+// log that browser in as somebody else. SameSite does not stop a page of a sibling
+// domain, nor a link or a picture that is posted on our own. Hence only for a fetch
+// by a script, of a page of ours or of an allowed origin; or if no browser says
+// what it is, which is an old one's fetch as well.
+func (s *server) mayKeep(r *http.Request) bool {
+	header := r.Header
+	dest, origin := header.Get("Sec-Fetch-Dest"), header.Get("Origin")
+	isLink := header.Get("Sec-Fetch-Mode") == "navigate" || strings.Contains(header.Get("Accept"), "text/html")
+	if isLink || dest != "" && dest != "empty" {
+		return false
+	}
+	switch header.Get("Sec-Fetch-Site") {
+	case "same-origin":
+		return true
+	case "":
+		return origin == "" || origin == s.config.publicURL || slices.Contains(s.config.allowedOrigins, origin)
+	}
+	return slices.Contains(s.config.allowedOrigins, origin)
 }
 
 // ceil returns whole seconds, rounded up.

@@ -857,16 +857,77 @@ func TestHostilePushes(t *testing.T) {
 	}
 }
 
-func TestALinkBringsNobodyASession(t *testing.T) {
-	w := newWorld(t)
+func TestOnlyAFetchOfOurOwnBringsASession(t *testing.T) {
+	const own, front, evil = "https://login.example.com", "https://www.example.com", "https://evil.example.com"
+	w := newWorld(t, "PUBLIC_URL="+own, "ALLOWED_ORIGINS="+front)
 	qr := w.begin(t, "getauthqr")
 	w.scan(qr.Ticket, "mallory", "")
-	for accept, cookies := range map[string]int{"*/*": 1, "": 1, "text/html,application/xhtml+xml,*/*;q=0.8": 0} {
-		out := w.do("GET", "/wechat/checklogin?ticket="+qr.Ticket, "", "Accept", accept)
-		if got := len(out.Result().Cookies()); got != cookies || out.Code != 200 {
-			t.Errorf("Accept %q: %d with %d cookies, want %d", accept, out.Code, got, cookies)
+	for _, test := range []struct {
+		name, site, mode, dest, origin, accept string
+		session                                bool
+	}{
+		{"curl", "", "", "", "", "*/*", true},
+		{"a program that names nothing", "", "", "", "", "", true},
+		{"an old browser's fetch of ours", "", "", "", own, "*/*", true},
+		{"an old browser's fetch of an allowed site's", "", "", "", front, "*/*", true},
+		{"an old browser's fetch of another site's", "", "", "", evil, "*/*", false},
+		{"an old browser's fetch from a sandbox", "", "", "", "null", "*/*", false},
+		{"a link in an old browser", "", "", "", "", "text/html,application/xhtml+xml,*/*;q=0.8", false},
+		{"our page's fetch", "same-origin", "cors", "empty", "", "*/*", true},
+		{"our page's fetch, of which a proxy lets only this through", "same-origin", "", "", "", "", true},
+		{"our page's fetch within the origin", "same-origin", "same-origin", "empty", "", "*/*", true},
+		{"a link on our page", "same-origin", "navigate", "document", "", "text/html", false},
+		{"a link on our page, of an odd browser", "same-origin", "navigate", "", "", "*/*", false},
+		{"a frame on our page", "same-origin", "navigate", "iframe", "", "*/*", false},
+		{"a picture that is posted on our page", "same-origin", "no-cors", "image", "", "image/*", false},
+		{"typed", "none", "navigate", "document", "", "*/*", false},
+		{"typed, of which a proxy lets only this through", "none", "", "", "", "", false},
+		{"an allowed site's fetch", "cross-site", "cors", "empty", front, "*/*", true},
+		{"an allowed sibling's fetch", "same-site", "cors", "empty", front, "*/*", true},
+		{"an allowed sibling's picture", "same-site", "cors", "image", front, "image/*", false},
+		{"an allowed sibling's link", "same-site", "navigate", "document", front, "*/*", false},
+		{"a sibling's picture", "same-site", "no-cors", "image", "", "image/*", false},
+		{"a sibling's script", "same-site", "no-cors", "script", "", "*/*", false},
+		{"a sibling's frame", "same-site", "navigate", "iframe", "", "*/*", false},
+		{"a sibling's style sheet", "same-site", "no-cors", "style", "", "text/css,*/*;q=0.1", false},
+		{"a sibling's prefetch", "same-site", "no-cors", "empty", "", "*/*", false},
+		{"a sibling's fetch", "same-site", "cors", "empty", evil, "*/*", false},
+		{"a sibling's blind fetch", "same-site", "no-cors", "empty", "", "*/*", false},
+		{"a fetch that claims to be ours", "same-site", "cors", "empty", own, "*/*", false},
+		{"a stranger's picture", "cross-site", "no-cors", "image", "", "image/*", false},
+		{"a stranger's fetch", "cross-site", "cors", "empty", evil, "*/*", false},
+		{"what nobody knows yet", "near", "cors", "empty", "", "*/*", false},
+	} {
+		out := w.do("GET", "/wechat/checklogin?ticket="+qr.Ticket, "", "Sec-Fetch-Site", test.site,
+			"Sec-Fetch-Mode", test.mode, "Sec-Fetch-Dest", test.dest, "Origin", test.origin, "Accept", test.accept)
+		told := strings.Contains(out.Body.String(), `"token"`)
+		if got := len(out.Result().Cookies()) == 1; got != test.session || !told {
+			t.Errorf("%s: a session is kept: %v, want %v; told: %v", test.name, got, test.session, told)
 		}
 	}
+}
+
+func TestAParkedPollKnowsWhoAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		for _, test := range []struct {
+			name, site, mode, dest, accept string
+			cookies                        int
+		}{
+			{"our page", "same-origin", "cors", "empty", "*/*", 1},
+			{"a sibling's picture", "same-site", "no-cors", "image", "image/*", 0},
+			{"a link", "same-origin", "navigate", "document", "*/*", 0},
+			{"a link in an old browser", "", "", "", "text/html", 0},
+		} {
+			qr := w.begin(t, "getauthqr")
+			time.AfterFunc(7*time.Second, func() { w.scan(qr.Ticket, "mallory", "") })
+			out := w.do("GET", "/wechat/checklogin?wait=25&ticket="+qr.Ticket, "", "Sec-Fetch-Site", test.site,
+				"Sec-Fetch-Mode", test.mode, "Sec-Fetch-Dest", test.dest, "Accept", test.accept)
+			if got := len(out.Result().Cookies()); got != test.cookies || !strings.Contains(out.Body.String(), "mallory") {
+				t.Errorf("%s: %d cookies, want %d, with %s", test.name, got, test.cookies, out.Body)
+			}
+		}
+	})
 }
 
 func TestOurOwnFormsAreNotCrossOrigin(t *testing.T) {
