@@ -317,6 +317,9 @@ func TestRoutes(t *testing.T) {
 			if isFile := strings.HasPrefix(test.target, "/static/"); out.Code == 200 && (isFile || strings.HasPrefix(header.Get("Content-Type"), "text/html")) {
 				want["Content-Security-Policy"], want["Cache-Control"] = pagePolicy, map[bool]string{true: "no-cache", false: "no-store"}[isFile]
 			}
+			if out.Code == 200 && strings.HasPrefix(test.target, "/wechat/qr.") {
+				delete(want, "Cache-Control") // it depends on the ticket
+			}
 			for name, want := range want {
 				if got := header.Get(name); got != want {
 					t.Errorf("%s: %q, want %q", name, got, want)
@@ -926,6 +929,112 @@ func TestAParkedPollKnowsWhoAsked(t *testing.T) {
 			if got := len(out.Result().Cookies()); got != test.cookies || !strings.Contains(out.Body.String(), "mallory") {
 				t.Errorf("%s: %d cookies, want %d, with %s", test.name, got, test.cookies, out.Body)
 			}
+		}
+	})
+}
+
+func TestAnotherSiteSpendsNoTickets(t *testing.T) {
+	const front, evil = "https://www.example.com", "https://evil.example.com"
+	w := newWorld(t, "ALLOWED_ORIGINS="+front, "QR_RATE=3")
+	ask := func(path, site, origin string) *httptest.ResponseRecorder {
+		return w.do("GET", path, "", "peer", "203.0.113.7:1", "Sec-Fetch-Site", site, "Origin", origin)
+	}
+	for _, path := range []string{"/wechat/getloginqr", "/wechat/getauthqr"} {
+		for _, site := range []string{"cross-site", "same-site"} {
+			for _, origin := range []string{"", evil, "null"} {
+				if out := ask(path, site, origin); out.Code != 403 || !strings.Contains(out.Body.String(), `"cross_origin"`) {
+					t.Errorf("%s from %s, %q: %d %s", path, site, origin, out.Code, out.Body)
+				}
+			}
+		}
+	}
+	if got := w.called("/cgi-bin/qrcode/create"); got != 0 || w.tickets.records.count.Load() != 0 {
+		t.Errorf("%d QR codes of WeChat's and %d tickets are spent", got, w.tickets.records.count.Load())
+	}
+	// None of the refusals counts against the client.
+	for _, test := range []struct{ name, site, origin string }{
+		{"our page", "same-origin", ""}, {"typed", "none", ""}, {"an allowed sibling", "same-site", front},
+	} {
+		if out := ask("/wechat/getauthqr", test.site, test.origin); out.Code != 200 {
+			t.Errorf("%s: %d %s", test.name, out.Code, out.Body)
+		}
+	}
+}
+
+func TestHEADDoesNothing(t *testing.T) {
+	w := newWorld(t)
+	qr := w.begin(t, "getauthqr")
+	callback := "/wechat/accessusercode?state=" + digest(qr.Ticket).String() + "&code=" + w.code(t, "alice", "allow")
+	begun := w.tickets.records.count.Load()
+	for _, target := range []string{"/wechat/getloginqr", "/wechat/getauthqr", callback} {
+		if out := w.do("HEAD", target, ""); out.Code != 405 || out.Header().Get("Allow") != "GET" {
+			t.Errorf("%.24s: %d, Allow %q, want 405 and GET", target, out.Code, out.Header().Get("Allow"))
+		}
+	}
+	if now := w.tickets.records.count.Load(); now != begun {
+		t.Errorf("%d tickets, want %d", now, begun)
+	}
+	if got := w.check(t, qr.Ticket, ""); got.Status != statusPending {
+		t.Errorf("HEAD on the callback logs in: %+v", got)
+	}
+	for _, target := range []string{"/", "/healthz", "/static/wxscan.js", "/static/html/loginsucceed.html",
+		"/wechat/qr.png?ticket=" + qr.Ticket, "/wechat/qr.svg?ticket=" + qr.Ticket, "/wechat/qr.txt?ticket=" + qr.Ticket} {
+		if out := w.do("HEAD", target, ""); out.Code != 200 {
+			t.Errorf("%.24s: %d, want 200", target, out.Code)
+		}
+	}
+}
+
+func TestAPictureIsKeptAsLongAsItsTicket(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		qr := w.begin(t, "getauthqr")
+		for _, test := range []struct {
+			name  string
+			after time.Duration
+			want  string
+		}{
+			{"at once", 0, "private, max-age=300"},
+			{"later", 100 * time.Second, "private, max-age=200"},
+			{"rather too short than too long", 199*time.Second + 500*time.Millisecond, "private, max-age=0"},
+			{"when it has expired", 500 * time.Millisecond, "no-store"},
+		} {
+			time.Sleep(test.after)
+			for _, picture := range []string{"qr.png", "qr.svg", "qr.txt"} {
+				if got := w.do("GET", "/wechat/"+picture+"?ticket="+qr.Ticket, "").Header().Get("Cache-Control"); got != test.want {
+					t.Errorf("%s, %s: Cache-Control %q, want %q", test.name, picture, got, test.want)
+				}
+			}
+		}
+	})
+}
+
+func TestOneClientGetsTenTimesAsManyPictures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "QR_RATE=3")
+		qr := w.begin(t, "getauthqr")
+		look := func(picture, ticket, peer string) *httptest.ResponseRecorder {
+			return w.do("GET", "/wechat/"+picture+"?ticket="+ticket, "", "peer", peer)
+		}
+		for i := range 30 {
+			if out := look([]string{"qr.png", "qr.svg", "qr.txt"}[i%3], qr.Ticket, "203.0.113.7:1"); out.Code != 200 {
+				t.Fatalf("picture %d: %d", i, out.Code)
+			}
+			look("qr.png", "none", "203.0.113.7:1") // costs nothing, and does not count
+		}
+		out := look("qr.png", qr.Ticket, "203.0.113.7:1")
+		if out.Code != 429 || out.Header().Get("Retry-After") != "60" || out.Header().Get("Cache-Control") != "no-store" {
+			t.Errorf("one more: %d, %v", out.Code, out.Header())
+		}
+		if out := look("qr.png", qr.Ticket, "203.0.113.8:1"); out.Code != 200 {
+			t.Errorf("another client: %d", out.Code)
+		}
+		if out := w.do("GET", "/wechat/getauthqr", "", "peer", "203.0.113.7:1"); out.Code != 200 {
+			t.Errorf("who has looked too often gets no ticket: %d", out.Code)
+		}
+		time.Sleep(time.Minute)
+		if out := look("qr.png", qr.Ticket, "203.0.113.7:1"); out.Code != 200 {
+			t.Errorf("after Retry-After: %d", out.Code)
 		}
 	})
 }
