@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"os/exec"
@@ -16,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -70,9 +73,11 @@ func browse(t *testing.T, args ...string) *browser {
 	b.until("chromedriver to start", func() bool { port = chromedriverLine.FindStringSubmatch(logged.String()); return port != nil })
 	b.session = "http://127.0.0.1:" + port[1] + "/session"
 	b.post("", object{"capabilities": object{"alwaysMatch": object{
-		"goog:loggingPrefs": object{"browser": "ALL"},
+		"acceptInsecureCerts": true, // those of httptest
+		"goog:loggingPrefs":   object{"browser": "ALL"},
 		"goog:chromeOptions": object{"binary": chromium, "args": []string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-			"--disable-background-networking", "--disable-component-update", "--disable-sync", "--user-data-dir=" + profile, "--host-resolver-rules=MAP wx.test 127.0.0.1"}},
+			"--disable-background-networking", "--disable-component-update", "--disable-sync", "--user-data-dir=" + profile,
+			"--host-resolver-rules=MAP wx.test 127.0.0.1, MAP *.wx.test 127.0.0.1"}},
 	}}}, &session)
 	b.session += "/" + session.SessionID
 	b.speak("en-US")
@@ -715,4 +720,95 @@ func TestBrowserShowsTheBoxInAnotherSitesPage(t *testing.T) {
 	b.wait(pageOpenID, "alice")
 	b.wait("window.told", "3alice") // and it stays, for return_to is another site
 	b.quiet("the other site")
+}
+
+// TestBrowserKeepsNoSessionThatASiblingSiteBrings has a page of a sibling domain,
+// which is same-site but not same-origin, load in each way the poll of a login
+// that is not the browser's. It takes https: without, browsers do not say where a
+// request comes from.
+func TestBrowserKeepsNoSessionThatASiblingSiteBrings(t *testing.T) {
+	secure := func(host string) (server *httptest.Server, origin string) {
+		server = httptest.NewUnstartedServer(nil)
+		t.Cleanup(server.Close)
+		return server, "https://" + host + server.Listener.Addr().String()[len("127.0.0.1"):]
+	}
+	login, public := secure("login.wx.test")
+	others, evil := secure("evil.wx.test")
+	allowed := strings.Replace(evil, "evil", "front", 1)
+	b := browse(t, "-url", public, "-allowed-origins", allowed)
+	var polls sync.Map // by ticket: whether the answer had a session
+	wxscan, err := url.Parse(b.base)
+	must(t, err)
+	proxy := httputil.NewSingleHostReverseProxy(wxscan)
+	login.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		proxy.ServeHTTP(w, r)
+		polls.Store(r.FormValue("ticket"), w.Header().Get("Set-Cookie") != "")
+	})
+	login.StartTLS()
+	others.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		io.WriteString(w, `<!doctype html><link rel="icon" href="data:,"><iframe name="frame"></iframe>`)
+	})
+	others.StartTLS()
+	// poll loads the poll of mallory's login in a page, by a script that calls it poll.
+	poll := func(page, script string) (session bool) {
+		t.Helper()
+		qr := begun(t, b.base, "getauthqr")
+		scanned(t, b.base, qr.Ticket, "mallory")
+		b.post("/url", object{"url": page}, nil)
+		b.script(fmt.Sprintf(`(() => {
+			const poll = %q, add = (tag, props) => document.body.append(Object.assign(document.createElement(tag), props));
+			%s
+		})()`, public+"/wechat/checklogin?ticket="+qr.Ticket, script))
+		b.until(script, func() bool {
+			with, asked := polls.Load(qr.Ticket)
+			session = asked && with.(bool)
+			return asked
+		})
+		return session
+	}
+	const session = "fetch('/wechat/session').then((r) => r.json()).then((s) => s.openid ?? s.error)"
+	for _, script := range []string{
+		"add('img', { src: poll })",
+		"add('img', { src: poll, crossOrigin: 'use-credentials' })",
+		"add('script', { src: poll })",
+		"add('script', { src: poll, type: 'module', crossOrigin: 'use-credentials' })",
+		"add('link', { href: poll, rel: 'stylesheet' })",
+		"add('link', { href: poll, rel: 'prefetch' })",
+		"add('link', { href: poll, rel: 'preload', as: 'fetch', crossOrigin: 'use-credentials' })",
+		"add('iframe', { src: poll })",
+		"add('object', { data: poll })",
+		"add('embed', { src: poll })",
+		"add('video', { src: poll })",
+		"document.body.style.background = `url(${poll})`",
+		"const [action, t] = poll.split('?ticket='); add('form', { action, innerHTML: `<input name=ticket value=${t}>` });" +
+			"document.forms[0].submit()",
+		"frames[0].location = poll",
+		"location = poll",
+		"add('meta', { httpEquiv: 'refresh', content: `0; url=${poll}` })",
+		"fetch(poll, { mode: 'no-cors', credentials: 'include' })",
+		"fetch(poll, { credentials: 'include' }).catch(() => {})",
+		"new EventSource(poll, { withCredentials: true })",
+		"new Worker(URL.createObjectURL(new Blob([`importScripts('${poll}')`])))",
+	} {
+		if poll(evil, script) {
+			t.Errorf("%s: the answer has a session", script)
+		}
+	}
+	b.post("/url", object{"url": public}, nil)
+	if got := b.script(session); got != "no_session" {
+		t.Errorf("the sibling site has logged the browser in as %q", got)
+	}
+	if poll(allowed, "add('img', { src: poll })") {
+		t.Error("a picture on an allowed site: the answer has a session")
+	}
+	if !poll(allowed, "fetch(poll, { credentials: 'include' })") {
+		t.Error("a fetch of an allowed site: the answer has no session")
+	}
+	b.post("/url", object{"url": public}, nil)
+	b.wait(session, "mallory")
+	b.wait(pageCode, "true")
+	b.scan("alice")
+	b.wait(pageOpenID, "alice")
+	b.wait(session, "alice")
 }

@@ -45,6 +45,8 @@ var (
 	errPush        = errors.New("not a push")
 	errNothingHere = errors.New("nothing here")
 	errRateLimited = errors.New("too many requests")
+	errMethod      = errors.New("no such method here")
+	errCrossOrigin = errors.New("from another site")
 )
 
 // beijing is the time of WeChat's users, whatever the server's.
@@ -58,6 +60,7 @@ type server struct {
 	wechat   *wechat
 	pushes   *pushGuard
 	askers   *limiter // who asks for QR codes, by client
+	viewers  *limiter // who has them drawn, by client
 	badCodes *limiter // OAuth codes that WeChat calls invalid, by client
 	talk     *limiter // log lines that strangers can cause, by kind
 	signer   *signer
@@ -70,7 +73,8 @@ func newServer(config config, log *slog.Logger) *server {
 	s := &server{config: config, log: log, tickets: newStore(config.ttl, config.maxTickets),
 		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID, ttl: config.sessionTTL},
 		wechat: newWeChat(&config, log),
-		pushes: newPushGuard(config.maxSkew), askers: newLimiter(config.qrRate), badCodes: newLimiter(10), talk: newLimiter(600),
+		pushes: newPushGuard(config.maxSkew), askers: newLimiter(config.qrRate), viewers: newLimiter(10 * config.qrRate),
+		badCodes: newLimiter(10), talk: newLimiter(600),
 		metrics: metrics{counts: make(map[string]int)}}
 	s.tickets.confirm = config.confirm
 	s.tickets.event = s.logEvent
@@ -80,10 +84,13 @@ func newServer(config config, log *slog.Logger) *server {
 	return s
 }
 
+// A handler answers a request, or returns an error while nothing is written.
+type handler func(http.ResponseWriter, *http.Request) error
+
 // routes is the whole URL surface.
 func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
-	handle := func(pattern string, h func(http.ResponseWriter, *http.Request) error) {
+	handle := func(pattern string, h handler) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			if err := h(w, r); err != nil {
 				s.fail(w, r, err)
@@ -94,8 +101,8 @@ func (s *server) routes() http.Handler {
 	handle("GET /wechat/message/{$}", s.verifyURL)
 	handle("POST /wechat/message", s.receive)
 	handle("POST /wechat/message/{$}", s.receive)
-	handle("GET /wechat/getloginqr", s.limited(s.beginScan))
-	handle("GET /wechat/getauthqr", s.limited(s.beginAuth))
+	handle("GET /wechat/getloginqr", s.notElsewhere(s.limited(s.beginScan)))
+	handle("GET /wechat/getauthqr", s.notElsewhere(s.limited(s.beginAuth)))
 	handle("GET /wechat/qr.png", s.draw)
 	handle("GET /wechat/qr.svg", s.draw)
 	handle("GET /wechat/qr.txt", s.draw)
@@ -109,6 +116,10 @@ func (s *server) routes() http.Handler {
 	handle("GET /static/", s.page)
 	handle("GET /healthz", s.health)
 	handle("GET /metrics", s.showMetrics)
+	// A GET pattern takes HEAD too. These do something, which HEAD must not.
+	handle("HEAD /wechat/getloginqr", s.refuseHEAD)
+	handle("HEAD /wechat/getauthqr", s.refuseHEAD)
+	handle("HEAD /wechat/accessusercode", s.refuseHEAD)
 	if s.config.verifyFile != "" {
 		handle("GET /"+s.config.verifyFile, s.ownership)
 	}
@@ -174,16 +185,45 @@ func (s *server) allow(w http.ResponseWriter, r *http.Request) bool {
 }
 
 // limited lets no client through to h too often.
-func (s *server) limited(h func(http.ResponseWriter, *http.Request) error) func(http.ResponseWriter, *http.Request) error {
+func (s *server) limited(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		if key, ok := client(r, s.config.trusted); ok {
-			if wait := s.askers.pass(key); wait > 0 {
-				w.Header().Set("Retry-After", strconv.Itoa(ceil(wait)))
-				return errRateLimited
+		if err := s.pass(s.askers, w, r); err != nil {
+			return err
+		}
+		return h(w, r)
+	}
+}
+
+// pass returns errRateLimited, and has the answer say for how long, if the
+// client of a request may not pass a limiter now.
+func (s *server) pass(l *limiter, w http.ResponseWriter, r *http.Request) error {
+	if key, ok := client(r, s.config.trusted); ok {
+		if wait := l.pass(key); wait > 0 {
+			w.Header().Set("Retry-After", strconv.Itoa(ceil(wait)))
+			return errRateLimited
+		}
+	}
+	return nil
+}
+
+// notElsewhere lets no page of another site through to h, unless its origin is
+// allowed: a picture there would spend our tickets, and WeChat's daily quota.
+func (s *server) notElsewhere(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		switch r.Header.Get("Sec-Fetch-Site") {
+		case "cross-site", "same-site":
+			if !slices.Contains(s.config.allowedOrigins, r.Header.Get("Origin")) {
+				return errCrossOrigin
 			}
 		}
 		return h(w, r)
 	}
+}
+
+// refuseHEAD is for what answers GET alone.
+func (s *server) refuseHEAD(w http.ResponseWriter, r *http.Request) error {
+	w.Header().Set("Allow", http.MethodGet)
+	return errMethod
 }
 
 // verifyURL answers WeChat's check of the interface URL (验证消息的确来自微信服务器).
@@ -326,7 +366,8 @@ func (s *server) begin(w http.ResponseWriter, r *http.Request, flow flow, answer
 	return writeJSON(w, http.StatusOK, answer)
 }
 
-// draw shows the QR code of a live ticket, as a picture or as text.
+// draw shows the QR code of a live ticket, as a picture or as text. Drawing costs
+// milliseconds: the browser keeps what it got, and nobody gets it too often.
 func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
 	ticket, err := s.tickets.look(r.Context(), digest(query.Get("ticket")))
@@ -335,6 +376,9 @@ func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
 	}
 	if ticket.Status == statusExpired {
 		return errNothingHere
+	}
+	if err := s.pass(s.viewers, w, r); err != nil {
+		return err
 	}
 	var contentType string
 	var picture []byte
@@ -352,6 +396,7 @@ func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	w.Header().Set("Cache-Control", fmt.Sprintf("private, max-age=%d", int(ticket.left().Seconds())))
 	return write(w, http.StatusOK, contentType, picture)
 }
 
@@ -449,11 +494,33 @@ func (s *server) answerPoll(w http.ResponseWriter, r *http.Request, k key, ticke
 		if answer.Token, err = s.signer.sign(ticket.Login, ticket.Since, digest("session of "+k.String()).String()); err != nil {
 			return err
 		}
-		if !strings.Contains(r.Header.Get("Accept"), "text/html") { // not for a link, which could bring anybody's ticket
+		if s.mayKeep(r) {
 			http.SetCookie(w, s.signer.cookie(answer.Token))
 		}
 	}
 	return writeJSON(w, http.StatusOK, answer)
+}
+
+// mayKeep tells whether the browser that polls may keep the session. Any page can
+// have a browser load the URL of a poll, with the ticket of its own login, and so
+// log that browser in as somebody else. SameSite does not stop a page of a sibling
+// domain, nor a link or a picture that is posted on our own. Hence only for a fetch
+// by a script, of a page of ours or of an allowed origin; or if no browser says
+// what it is, which is an old one's fetch as well.
+func (s *server) mayKeep(r *http.Request) bool {
+	header := r.Header
+	dest, origin := header.Get("Sec-Fetch-Dest"), header.Get("Origin")
+	isLink := header.Get("Sec-Fetch-Mode") == "navigate" || strings.Contains(header.Get("Accept"), "text/html")
+	if isLink || dest != "" && dest != "empty" {
+		return false
+	}
+	switch header.Get("Sec-Fetch-Site") {
+	case "same-origin":
+		return true
+	case "":
+		return origin == "" || origin == s.config.publicURL || slices.Contains(s.config.allowedOrigins, origin)
+	}
+	return slices.Contains(s.config.allowedOrigins, origin)
 }
 
 // ceil returns whole seconds, rounded up.
@@ -633,7 +700,9 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		{errTooLarge, 413, "too_large", "the body is too large"},
 		{errPush, 400, "bad_push", "the body is not a push of WeChat's"},
 		{errNoSession, 401, "no_session", "not logged in, or no longer"},
+		{errCrossOrigin, 403, "cross_origin", "another site may not ask for this"},
 		{errNothingHere, 404, "not_found", "there is nothing here, or no longer"},
+		{errMethod, 405, "method_not_allowed", "not with this method; Allow says which"},
 		{errRateLimited, 429, "rate_limited", "too many QR codes in a minute; try again shortly"},
 		{errTooManyTickets, 503, "too_many_tickets", "too many people are logging in; try again shortly"},
 		{errTimeout, 504, "wechat_timeout", "WeChat did not answer in time; try again"},
@@ -651,7 +720,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	switch status {
 	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "10")
-	case http.StatusNotFound, http.StatusUnauthorized:
+	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusUnauthorized:
 		level = slog.LevelDebug
 	}
 	if s.talk.pass(answer.Error) == 0 {

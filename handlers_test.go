@@ -7,12 +7,15 @@ import (
 	"encoding/xml"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -316,6 +319,9 @@ func TestRoutes(t *testing.T) {
 			want := map[string]string{"Content-Security-Policy": policy, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
 			if isFile := strings.HasPrefix(test.target, "/static/"); out.Code == 200 && (isFile || strings.HasPrefix(header.Get("Content-Type"), "text/html")) {
 				want["Content-Security-Policy"], want["Cache-Control"] = pagePolicy, map[bool]string{true: "no-cache", false: "no-store"}[isFile]
+			}
+			if out.Code == 200 && strings.HasPrefix(test.target, "/wechat/qr.") {
+				delete(want, "Cache-Control") // it depends on the ticket
 			}
 			for name, want := range want {
 				if got := header.Get(name); got != want {
@@ -652,14 +658,21 @@ func TestStaticFilesAreRevalidated(t *testing.T) {
 }
 
 func TestPagesHaveNothingInline(t *testing.T) {
-	for _, name := range []string{"static/index.html", "static/html/loginsucceed.html", "static/html/loginfailed.html"} {
-		page, err := static.ReadFile(name)
-		must(t, err)
-		for _, inline := range []string{"<style", " style=", "<script>", " onclick", " onload", "http://", "https://"} {
-			if bytes.Contains(page, []byte(inline)) {
-				t.Errorf("%s has %q", name, inline)
-			}
+	inline := regexp.MustCompile(`<style|<script>|\s(style|on[a-z]+)=|javascript:|https?://`)
+	pages := 0
+	must(t, fs.WalkDir(static, "static", func(name string, _ fs.DirEntry, err error) error {
+		if err != nil || path.Ext(name) != ".html" {
+			return err
 		}
+		pages++
+		page, err := static.ReadFile(name)
+		for _, found := range inline.FindAll(page, -1) {
+			t.Errorf("%s has %q", name, found)
+		}
+		return err
+	}))
+	if pages < 5 {
+		t.Errorf("only %d pages are looked at", pages)
 	}
 }
 
@@ -850,16 +863,183 @@ func TestHostilePushes(t *testing.T) {
 	}
 }
 
-func TestALinkBringsNobodyASession(t *testing.T) {
-	w := newWorld(t)
+func TestOnlyAFetchOfOurOwnBringsASession(t *testing.T) {
+	const own, front, evil = "https://login.example.com", "https://www.example.com", "https://evil.example.com"
+	w := newWorld(t, "PUBLIC_URL="+own, "ALLOWED_ORIGINS="+front)
 	qr := w.begin(t, "getauthqr")
 	w.scan(qr.Ticket, "mallory", "")
-	for accept, cookies := range map[string]int{"*/*": 1, "": 1, "text/html,application/xhtml+xml,*/*;q=0.8": 0} {
-		out := w.do("GET", "/wechat/checklogin?ticket="+qr.Ticket, "", "Accept", accept)
-		if got := len(out.Result().Cookies()); got != cookies || out.Code != 200 {
-			t.Errorf("Accept %q: %d with %d cookies, want %d", accept, out.Code, got, cookies)
+	for _, test := range []struct {
+		name, site, mode, dest, origin, accept string
+		session                                bool
+	}{
+		{"curl", "", "", "", "", "*/*", true},
+		{"a program that names nothing", "", "", "", "", "", true},
+		{"an old browser's fetch of ours", "", "", "", own, "*/*", true},
+		{"an old browser's fetch of an allowed site's", "", "", "", front, "*/*", true},
+		{"an old browser's fetch of another site's", "", "", "", evil, "*/*", false},
+		{"an old browser's fetch from a sandbox", "", "", "", "null", "*/*", false},
+		{"a link in an old browser", "", "", "", "", "text/html,application/xhtml+xml,*/*;q=0.8", false},
+		{"our page's fetch", "same-origin", "cors", "empty", "", "*/*", true},
+		{"our page's fetch, of which a proxy lets only this through", "same-origin", "", "", "", "", true},
+		{"our page's fetch within the origin", "same-origin", "same-origin", "empty", "", "*/*", true},
+		{"a link on our page", "same-origin", "navigate", "document", "", "text/html", false},
+		{"a link on our page, of an odd browser", "same-origin", "navigate", "", "", "*/*", false},
+		{"a frame on our page", "same-origin", "navigate", "iframe", "", "*/*", false},
+		{"a picture that is posted on our page", "same-origin", "no-cors", "image", "", "image/*", false},
+		{"typed", "none", "navigate", "document", "", "*/*", false},
+		{"typed, of which a proxy lets only this through", "none", "", "", "", "", false},
+		{"an allowed site's fetch", "cross-site", "cors", "empty", front, "*/*", true},
+		{"an allowed sibling's fetch", "same-site", "cors", "empty", front, "*/*", true},
+		{"an allowed sibling's picture", "same-site", "cors", "image", front, "image/*", false},
+		{"an allowed sibling's link", "same-site", "navigate", "document", front, "*/*", false},
+		{"a sibling's picture", "same-site", "no-cors", "image", "", "image/*", false},
+		{"a sibling's script", "same-site", "no-cors", "script", "", "*/*", false},
+		{"a sibling's frame", "same-site", "navigate", "iframe", "", "*/*", false},
+		{"a sibling's style sheet", "same-site", "no-cors", "style", "", "text/css,*/*;q=0.1", false},
+		{"a sibling's prefetch", "same-site", "no-cors", "empty", "", "*/*", false},
+		{"a sibling's fetch", "same-site", "cors", "empty", evil, "*/*", false},
+		{"a sibling's blind fetch", "same-site", "no-cors", "empty", "", "*/*", false},
+		{"a fetch that claims to be ours", "same-site", "cors", "empty", own, "*/*", false},
+		{"a stranger's picture", "cross-site", "no-cors", "image", "", "image/*", false},
+		{"a stranger's fetch", "cross-site", "cors", "empty", evil, "*/*", false},
+		{"what nobody knows yet", "near", "cors", "empty", "", "*/*", false},
+	} {
+		out := w.do("GET", "/wechat/checklogin?ticket="+qr.Ticket, "", "Sec-Fetch-Site", test.site,
+			"Sec-Fetch-Mode", test.mode, "Sec-Fetch-Dest", test.dest, "Origin", test.origin, "Accept", test.accept)
+		told := strings.Contains(out.Body.String(), `"token"`)
+		if got := len(out.Result().Cookies()) == 1; got != test.session || !told {
+			t.Errorf("%s: a session is kept: %v, want %v; told: %v", test.name, got, test.session, told)
 		}
 	}
+}
+
+func TestAParkedPollKnowsWhoAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		for _, test := range []struct {
+			name, site, mode, dest, accept string
+			cookies                        int
+		}{
+			{"our page", "same-origin", "cors", "empty", "*/*", 1},
+			{"a sibling's picture", "same-site", "no-cors", "image", "image/*", 0},
+			{"a link", "same-origin", "navigate", "document", "*/*", 0},
+			{"a link in an old browser", "", "", "", "text/html", 0},
+		} {
+			qr := w.begin(t, "getauthqr")
+			time.AfterFunc(7*time.Second, func() { w.scan(qr.Ticket, "mallory", "") })
+			out := w.do("GET", "/wechat/checklogin?wait=25&ticket="+qr.Ticket, "", "Sec-Fetch-Site", test.site,
+				"Sec-Fetch-Mode", test.mode, "Sec-Fetch-Dest", test.dest, "Accept", test.accept)
+			if got := len(out.Result().Cookies()); got != test.cookies || !strings.Contains(out.Body.String(), "mallory") {
+				t.Errorf("%s: %d cookies, want %d, with %s", test.name, got, test.cookies, out.Body)
+			}
+		}
+	})
+}
+
+func TestAnotherSiteSpendsNoTickets(t *testing.T) {
+	const front, evil = "https://www.example.com", "https://evil.example.com"
+	w := newWorld(t, "ALLOWED_ORIGINS="+front, "QR_RATE=3")
+	ask := func(path, site, origin string) *httptest.ResponseRecorder {
+		return w.do("GET", path, "", "peer", "203.0.113.7:1", "Sec-Fetch-Site", site, "Origin", origin)
+	}
+	for _, path := range []string{"/wechat/getloginqr", "/wechat/getauthqr"} {
+		for _, site := range []string{"cross-site", "same-site"} {
+			for _, origin := range []string{"", evil, "null"} {
+				if out := ask(path, site, origin); out.Code != 403 || !strings.Contains(out.Body.String(), `"cross_origin"`) {
+					t.Errorf("%s from %s, %q: %d %s", path, site, origin, out.Code, out.Body)
+				}
+			}
+		}
+	}
+	if got := w.called("/cgi-bin/qrcode/create"); got != 0 || w.tickets.records.count.Load() != 0 {
+		t.Errorf("%d QR codes of WeChat's and %d tickets are spent", got, w.tickets.records.count.Load())
+	}
+	// None of the refusals counts against the client.
+	for _, test := range []struct{ name, site, origin string }{
+		{"our page", "same-origin", ""}, {"typed", "none", ""}, {"an allowed sibling", "same-site", front},
+	} {
+		if out := ask("/wechat/getauthqr", test.site, test.origin); out.Code != 200 {
+			t.Errorf("%s: %d %s", test.name, out.Code, out.Body)
+		}
+	}
+}
+
+func TestHEADDoesNothing(t *testing.T) {
+	w := newWorld(t)
+	qr := w.begin(t, "getauthqr")
+	callback := "/wechat/accessusercode?state=" + digest(qr.Ticket).String() + "&code=" + w.code(t, "alice", "allow")
+	begun := w.tickets.records.count.Load()
+	for _, target := range []string{"/wechat/getloginqr", "/wechat/getauthqr", callback} {
+		if out := w.do("HEAD", target, ""); out.Code != 405 || out.Header().Get("Allow") != "GET" {
+			t.Errorf("%.24s: %d, Allow %q, want 405 and GET", target, out.Code, out.Header().Get("Allow"))
+		}
+	}
+	if now := w.tickets.records.count.Load(); now != begun {
+		t.Errorf("%d tickets, want %d", now, begun)
+	}
+	if got := w.check(t, qr.Ticket, ""); got.Status != statusPending {
+		t.Errorf("HEAD on the callback logs in: %+v", got)
+	}
+	for _, target := range []string{"/", "/healthz", "/static/wxscan.js", "/static/html/loginsucceed.html",
+		"/wechat/qr.png?ticket=" + qr.Ticket, "/wechat/qr.svg?ticket=" + qr.Ticket, "/wechat/qr.txt?ticket=" + qr.Ticket} {
+		if out := w.do("HEAD", target, ""); out.Code != 200 {
+			t.Errorf("%.24s: %d, want 200", target, out.Code)
+		}
+	}
+}
+
+func TestAPictureIsKeptAsLongAsItsTicket(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		qr := w.begin(t, "getauthqr")
+		for _, test := range []struct {
+			name  string
+			after time.Duration
+			want  string
+		}{
+			{"at once", 0, "private, max-age=300"},
+			{"later", 100 * time.Second, "private, max-age=200"},
+			{"rather too short than too long", 199*time.Second + 500*time.Millisecond, "private, max-age=0"},
+			{"when it has expired", 500 * time.Millisecond, "no-store"},
+		} {
+			time.Sleep(test.after)
+			for _, picture := range []string{"qr.png", "qr.svg", "qr.txt"} {
+				if got := w.do("GET", "/wechat/"+picture+"?ticket="+qr.Ticket, "").Header().Get("Cache-Control"); got != test.want {
+					t.Errorf("%s, %s: Cache-Control %q, want %q", test.name, picture, got, test.want)
+				}
+			}
+		}
+	})
+}
+
+func TestOneClientGetsTenTimesAsManyPictures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "QR_RATE=3")
+		qr := w.begin(t, "getauthqr")
+		look := func(picture, ticket, peer string) *httptest.ResponseRecorder {
+			return w.do("GET", "/wechat/"+picture+"?ticket="+ticket, "", "peer", peer)
+		}
+		for i := range 30 {
+			if out := look([]string{"qr.png", "qr.svg", "qr.txt"}[i%3], qr.Ticket, "203.0.113.7:1"); out.Code != 200 {
+				t.Fatalf("picture %d: %d", i, out.Code)
+			}
+			look("qr.png", "none", "203.0.113.7:1") // costs nothing, and does not count
+		}
+		out := look("qr.png", qr.Ticket, "203.0.113.7:1")
+		if out.Code != 429 || out.Header().Get("Retry-After") != "60" || out.Header().Get("Cache-Control") != "no-store" {
+			t.Errorf("one more: %d, %v", out.Code, out.Header())
+		}
+		if out := look("qr.png", qr.Ticket, "203.0.113.8:1"); out.Code != 200 {
+			t.Errorf("another client: %d", out.Code)
+		}
+		if out := w.do("GET", "/wechat/getauthqr", "", "peer", "203.0.113.7:1"); out.Code != 200 {
+			t.Errorf("who has looked too often gets no ticket: %d", out.Code)
+		}
+		time.Sleep(time.Minute)
+		if out := look("qr.png", qr.Ticket, "203.0.113.7:1"); out.Code != 200 {
+			t.Errorf("after Retry-After: %d", out.Code)
+		}
+	})
 }
 
 func TestOurOwnFormsAreNotCrossOrigin(t *testing.T) {
