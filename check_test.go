@@ -47,7 +47,7 @@ func (f *fault) checked(t *testing.T, args []string, more ...string) (lines []st
 	}
 	addresses := strings.NewReplacer("API", api, "PUBLIC", public, "HTTPS", strings.Replace(public, "http:", "https:", 1))
 	settings := slices.Concat(more, f.settings, []string{"WECHAT_APPID=" + demoAppID, "WECHAT_APPSECRET=" + testSecret,
-		"WECHAT_TOKEN=" + testToken, "PUBLIC_URL=PUBLIC", "WECHAT_API_BASE=API/demo"})
+		"WECHAT_TOKEN=" + testToken, "PUBLIC_URL=PUBLIC", "WECHAT_API_BASE=API/demo", "ADDR=" + strings.TrimPrefix(public, "http://")})
 	getenv := func(name string) string {
 		value := only(settings...)(name)
 		if strings.HasSuffix(name, "URL") || strings.HasSuffix(name, "BASE") {
@@ -171,6 +171,8 @@ func faults(t *testing.T) []fault {
 			want: []string{"✗ PUBLIC: HTTP 502, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, to where it runs? Is it https there?"}},
 		{name: "the echostr, but not raw", server: func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%q", r.FormValue("echostr")) },
 			want: []string{"✗ PUBLIC: HTTP 200, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, to where it runs? Is it https there?"}},
+		{name: "a proxy that does not say who asks", settings: []string{"ADDR=127.0.0.1:8080"}, want: []string{"✗ PUBLIC answers, but the proxy in front of it does not say who asks: " +
+			"have it send X-Forwarded-For (nginx: proxy_set_header X-Forwarded-For $remote_addr), or QR_RATE takes all visitors for one"}},
 		{name: "another Token", server: newWorld(t, "WECHAT_TOKEN=anotherToken").handler.ServeHTTP, want: []string{"✗ PUBLIC: wxscan answers, but has another Token: start it with this WECHAT_TOKEN"}},
 		{name: "a port that WeChat does not call", settings: []string{"WECHAT_API_BASE=https://" + unknown, "PUBLIC_URL=http://" + unknown + ":8080"}, want: []string{
 			"✗ https://" + unknown + ": DNS does not know this name: is it spelt right, and this machine online?",

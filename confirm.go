@@ -36,8 +36,7 @@ func (s *server) asker(r *http.Request) asker {
 		}
 		return "?"
 	}
-	address, _ := client(r, s.config.trusted)
-	return asker{Address: address,
+	return asker{Address: client(r, s.config.trusted).String(),
 		Browser: first("MicroMessenger", "WeChat", "Edg", "Edge", "OPR/", "Opera", "Firefox", "Firefox", "Chrome", "Chrome", "Safari", "Safari", "curl", "curl") + ", " +
 			first("Android", "Android", "iPhone", "iPhone", "iPad", "iPad", "Windows", "Windows", "Mac OS", "macOS", "CrOS", "ChromeOS", "Linux", "Linux")}
 }

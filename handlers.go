@@ -33,6 +33,10 @@ const (
 
 	plainText = "text/plain; charset=utf-8"
 
+	// clientHeader is loopback in the answer to WeChat's check of the interface
+	// URL when we cannot tell who asks; wxscan check looks at it.
+	clientHeader = "X-Wxscan-Client"
+
 	// pagePolicy lets pages use what is ours. Pictures may come from qlogo.cn,
 	// where WeChat keeps the avatars.
 	pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
@@ -126,24 +130,48 @@ func (s *server) routes() http.Handler {
 	if s.demo != nil {
 		mux.Handle("/demo/", http.MaxBytesHandler(s.demo, maxBody))
 	}
+	handle("/", func(w http.ResponseWriter, r *http.Request) error { return nothing(mux, w, r) })
 	return s.guard(mux)
+}
+
+// nothing is for what no other pattern of mux matches: an unknown path, or a
+// method that the path does not have.
+func nothing(mux *http.ServeMux, w http.ResponseWriter, r *http.Request) error {
+	var allowed []string
+	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
+		other := &http.Request{Method: method, Host: r.Host, URL: r.URL}
+		if _, pattern := mux.Handler(other); pattern != r.Pattern && !strings.HasPrefix(pattern, "HEAD ") {
+			allowed = append(allowed, method)
+		}
+	}
+	if allowed == nil {
+		return errNothingHere
+	}
+	w.Header().Set("Allow", strings.Join(allowed, ", "))
+	return errMethod
 }
 
 // guard sets the security headers of every answer, keeps other sites from what
 // changes state, and lets the front ends of ALLOWED_ORIGINS use what a login takes.
 func (s *server) guard(mux *http.ServeMux) http.Handler {
-	headers := []struct {
+	type header struct {
 		name  string
 		value []string
-	}{
+	}
+	headers := []header{
 		{"Content-Security-Policy", []string{"default-src 'none'; frame-ancestors 'none'"}},
 		{"X-Content-Type-Options", []string{"nosniff"}},
 		{"Referrer-Policy", []string{"same-origin"}}, // no-referrer would make the Origin of our own forms null
 		{"Cache-Control", []string{"no-store"}},
 	}
+	if s.config.tlsCert != "" { // else it is for the proxy to say
+		headers = append(headers, header{"Strict-Transport-Security", []string{"max-age=31536000"}})
+	}
 	protection := http.NewCrossOriginProtection()
 	protection.AddInsecureBypassPattern("POST /wechat/message") // signed, and WeChat is no browser
-	protection.AddTrustedOrigin(s.config.publicURL)             // a proxy may have changed the Host
+	if own, err := parseOrigin(s.config.publicURL); err == nil {
+		protection.AddTrustedOrigin(own) // a proxy may have changed the Host
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
 		for _, h := range headers {
@@ -153,7 +181,8 @@ func (s *server) guard(mux *http.ServeMux) http.Handler {
 			return
 		}
 		if err := protection.Check(r); err != nil {
-			http.Error(w, err.Error(), http.StatusForbidden)
+			_, r.Pattern = mux.Handler(r)
+			s.fail(w, r, fmt.Errorf("%w: %w", errCrossOrigin, err))
 			return
 		}
 		mux.ServeHTTP(w, r)
@@ -197,11 +226,9 @@ func (s *server) limited(h handler) handler {
 // pass returns errRateLimited, and has the answer say for how long, if the
 // client of a request may not pass a limiter now.
 func (s *server) pass(l *limiter, w http.ResponseWriter, r *http.Request) error {
-	if key, ok := client(r, s.config.trusted); ok {
-		if wait := l.pass(key); wait > 0 {
-			w.Header().Set("Retry-After", strconv.Itoa(ceil(wait)))
-			return errRateLimited
-		}
+	if wait := l.passClient(client(r, s.config.trusted)); wait > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(ceil(wait)))
+		return errRateLimited
 	}
 	return nil
 }
@@ -231,6 +258,9 @@ func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
 	if !verify(query.Get("signature"), s.config.token, query.Get("timestamp"), query.Get("nonce")) {
 		return errSignature
+	}
+	if client(r, s.config.trusted).IsLoopback() {
+		w.Header().Set(clientHeader, "loopback")
 	}
 	return write(w, http.StatusOK, plainText, []byte(query.Get("echostr")))
 }
@@ -445,16 +475,12 @@ func (s *server) park(r *http.Request, ticket key) (leave func(), ok bool) {
 			kept.Set(name, value)
 		}
 	}
-	perClient := maxParkedPerClient
-	who, known := client(r, s.config.trusted)
-	if !known {
-		perClient *= 10 // all who come through a proxy that does not say whom it forwards for
-	}
-	if !s.parked.enter(ticket, who, perClient) {
+	who := shares(client(r, s.config.trusted))[0]
+	if !s.parked.enter(ticket, who.key, who.times*maxParkedPerClient) {
 		return nil, false
 	}
 	r.Header, r.Host = kept, ""
-	return func() { s.parked.leave(ticket, who) }, true
+	return func() { s.parked.leave(ticket, who.key) }, true
 }
 
 // parameter returns a parameter of a query. It makes no map of them all, which
@@ -587,8 +613,8 @@ func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 // there is no login, reason is why, for the phone's page.
 func (s *server) redeem(r *http.Request, k key, code string) (ticket record, reason string) {
 	ctx := r.Context()
-	asker, known := client(r, s.config.trusted)
-	if known && s.badCodes.full(asker) {
+	asker := client(r, s.config.trusted)
+	if s.badCodes.full(asker) {
 		return record{}, string(outcomeUnavailable)
 	}
 	ticket, first, err := s.tickets.claim(ctx, k, code)
@@ -596,8 +622,8 @@ func (s *server) redeem(r *http.Request, k key, code string) (ticket record, rea
 	case err != nil:
 	case first:
 		who, came := s.exchange(ctx, code)
-		if came == outcomeExpired && known {
-			s.badCodes.pass(asker)
+		if came == outcomeExpired {
+			s.badCodes.passClient(asker)
 		}
 		ticket, err = s.tickets.settle(context.WithoutCancel(ctx), k, code, came, who)
 	case !tried:

@@ -249,6 +249,8 @@ func pushXML(openID, eventName, key, ticket string) string {
 func TestRoutes(t *testing.T) {
 	const policy, pagePolicy = "default-src 'none'; frame-ancestors 'none'", "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
 		"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+	const jsonNothing = `application/json {"error":"not_found","message":"there is nothing here, or no longer"}`
+	const jsonMethod = `application/json {"error":"method_not_allowed","message":"not with this method; Allow says which"}`
 	w := newWorld(t, "WECHAT_TOKEN="+docToken, "WECHAT_VERIFY_FILE=MP_verify_aB3xyz.txt")
 	good := w.signed()
 	bad := strings.Replace(good, "nonce=", "nonce=x", 1)
@@ -303,12 +305,16 @@ func TestRoutes(t *testing.T) {
 		{"no listing of static", "GET", "/static/", "", 404, "not_found"},
 		{"no listing below static", "GET", "/static/html/", "", 404, "not_found"},
 		{"no listing without the slash", "GET", "/static/html", "", 404, "not_found"},
-		{"no file outside static", "GET", "/static/%2e%2e/main.go", "", 404, ""},
-		{"unknown path", "GET", "/nothing", "", 404, ""},
+		{"no file outside static", "GET", "/static/%2e%2e/main.go", "", 404, jsonNothing},
+		{"unknown path", "GET", "/nothing", "", 404, jsonNothing},
+		{"unknown path of another method", "POST", "/nothing", "", 404, jsonNothing},
+		{"nothing of the simulator below its path", "GET", "/demo/nothing", "", 404, ""},
 		{"health", "GET", "/healthz", "", 200, "ok"},
-		{"wrong method", "PUT", "/wechat/message", "", 405, ""},
-		{"a QR code is not POSTed for", "POST", "/wechat/getauthqr", "", 405, ""},
-		{"nor deleted", "DELETE", "/wechat/checklogin", "", 405, ""},
+		{"wrong method", "PUT", "/wechat/message", "", 405, jsonMethod},
+		{"a QR code is not POSTed for", "POST", "/wechat/getauthqr", "", 405, jsonMethod},
+		{"nor deleted", "DELETE", "/wechat/checklogin", "", 405, jsonMethod},
+		{"nor is the login page", "DELETE", "/", "", 405, jsonMethod},
+		{"a preflight of nobody we allow", "OPTIONS", "/wechat/checklogin", "", 405, jsonMethod},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			out := w.do(test.method, test.target, test.body)
@@ -1049,5 +1055,47 @@ func TestOurOwnFormsAreNotCrossOrigin(t *testing.T) {
 		if out.Code != status {
 			t.Errorf("from %s: %d, want %d", origin, out.Code, status)
 		}
+	}
+}
+
+func TestWrongMethodsAreToldTheRightOnes(t *testing.T) {
+	w := newWorld(t)
+	for target, want := range map[string]string{
+		"/wechat/message": "GET, HEAD, POST", "/wechat/message/": "GET, HEAD, POST", "/wechat/logout": "POST", "/wechat/session": "GET, HEAD", "/": "GET, HEAD",
+	} {
+		if out := w.do("PUT", target, ""); out.Code != 405 || out.Header().Get("Allow") != want {
+			t.Errorf("%s: %d, Allow %q, want 405 and %q", target, out.Code, out.Header().Get("Allow"), want)
+		}
+	}
+}
+
+func TestOtherSitesAreRefusedInOurOwnWords(t *testing.T) {
+	w := newWorld(t)
+	out := w.do("POST", "/wechat/logout", "", "Sec-Fetch-Site", "cross-site")
+	if want := `{"error":"cross_origin","message":"another site may not ask for this"}` + "\n"; out.Code != 403 || out.Body.String() != want {
+		t.Errorf("%d %s, want 403 and %s", out.Code, out.Body, want)
+	}
+	if log := w.logged.String(); !strings.Contains(log, `route="POST /wechat/logout" status=403`) {
+		t.Errorf("the log does not say what was refused: %s", log)
+	}
+}
+
+func TestOriginsAreComparedAsBrowsersWriteThem(t *testing.T) {
+	for setting, origin := range map[string]string{
+		"HTTPS://WWW.Example.com": "https://www.example.com", "https://www.example.com:443": "https://www.example.com", "http://www.example.com:80": "http://www.example.com",
+		"https://www.example.com:80": "https://www.example.com:80", "https://www.example.com:8443": "https://www.example.com:8443",
+		"http://[2001:DB8:0:0::1]:80": "http://[2001:db8::1]", "https://203.0.113.7:443": "https://203.0.113.7",
+	} {
+		w := newWorld(t, "ALLOWED_ORIGINS=https://other.example.com,"+setting)
+		if got := w.do("GET", "/wechat/checklogin", "", "Origin", origin).Header().Get("Access-Control-Allow-Origin"); got != origin {
+			t.Errorf("%s allows %q, want %q", setting, got, origin)
+		}
+		if got := w.do("GET", "/wechat/checklogin", "", "Origin", "null").Header().Get("Access-Control-Allow-Origin"); got != "" {
+			t.Errorf("%s allows null as %q", setting, got)
+		}
+	}
+	w := newWorld(t, "PUBLIC_URL=https://Login.Example.com:443")
+	if out := w.do("POST", "/wechat/logout", "", "Origin", "https://login.example.com"); out.Code != 204 { // Host is the proxy's
+		t.Errorf("our own origin, spelt another way in PUBLIC_URL: %d", out.Code)
 	}
 }

@@ -58,7 +58,8 @@ type limiter struct {
 	passed memory[[]time.Time]
 }
 
-// maxKeys bounds a limiter's memory: some 30 MB if each has passed 60 times.
+// maxKeys bounds a limiter's memory: some 30 MB if each has passed 60 times in
+// the last minute.
 const maxKeys = 20_000
 
 func newLimiter(rate int) *limiter {
@@ -66,43 +67,92 @@ func newLimiter(rate int) *limiter {
 }
 
 // pass returns 0 if the key may pass now, else how long it must wait.
-func (l *limiter) pass(key string) time.Duration {
+func (l *limiter) pass(key string) time.Duration { return l.passAll(share{key, 1}) }
+
+// A share is a key, and how many times the limiter's rate is its own.
+type share struct {
+	key   string
+	times int
+}
+
+// passAll is pass for who counts under several keys: all of them must let it.
+func (l *limiter) passAll(shares ...share) (wait time.Duration) {
 	if l.rate == 0 {
 		return 0
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := time.Now()
-	times, _ := l.passed.get(key)
-	if len(times) == l.rate {
-		if wait := times[0].Add(time.Minute).Sub(now); wait > 0 {
-			return wait
-		}
-		times = times[1:]
+	for _, s := range shares {
+		wait = max(wait, l.wait(s))
 	}
-	l.passed.put(key, append(times, now), time.Minute)
+	if wait > 0 {
+		return wait
+	}
+	now := time.Now()
+	for _, s := range shares {
+		times, _ := l.passed.get(s.key)
+		for len(times) > 0 && now.Sub(times[0]) >= time.Minute {
+			times = times[1:]
+		}
+		l.passed.put(s.key, append(times, now), time.Minute)
+	}
 	return 0
 }
 
-// full tells whether the key may not pass now.
-func (l *limiter) full(key string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	times, _ := l.passed.get(key)
-	return l.rate > 0 && len(times) == l.rate && time.Since(times[0]) < time.Minute
+// wait returns how long a share must wait to pass. l.mu is held.
+func (l *limiter) wait(s share) time.Duration {
+	times, _ := l.passed.get(s.key)
+	most := s.times * l.rate
+	if len(times) < most {
+		return 0
+	}
+	return max(0, time.Until(times[len(times)-most].Add(time.Minute)))
 }
 
-// client returns who asks, for a limiter: an IPv4 address, or the /64 of an IPv6
-// address, since that much is one customer's. Behind loopback (nginx, an ngrok
-// agent), a Unix socket and the trusted proxies it is the last hop of
-// X-Forwarded-For that is none of these. ok is false for a local peer that
-// forwards for nobody.
-func client(r *http.Request, trusted []netip.Prefix) (key string, ok bool) {
-	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
-	addr := peer.Addr().Unmap().WithZone("")
+// full tells whether a client may not pass now.
+func (l *limiter) full(who netip.Addr) bool {
+	if l.rate == 0 {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(shares(who), func(s share) bool { return l.wait(s) > 0 })
+}
+
+// passClient is pass for a client.
+func (l *limiter) passClient(who netip.Addr) time.Duration { return l.passAll(shares(who)...) }
+
+// shares returns what a client counts by, the narrowest first. For an IPv6
+// address that is its /64, which is one customer's, and at ten times the rate
+// its /48, which a customer or a provider has whole. Loopback has ten times the
+// rate too: it is all who come through a proxy that does not say who they are.
+func shares(who netip.Addr) []share {
+	switch {
+	case who.IsLoopback():
+		return []share{{"loopback", 10}}
+	case who.Is6():
+		near, _ := who.Prefix(64)
+		wide, _ := who.Prefix(48)
+		return []share{{near.String(), 1}, {wide.String(), 10}}
+	}
+	return []share{{who.String(), 1}}
+}
+
+// client returns who asks. Behind loopback (nginx, an ngrok agent), a Unix
+// socket and the trusted proxies it is the last hop of X-Forwarded-For that is
+// none of these: loopback if there is no such hop, the zero Addr if a proxy
+// calls it by anything but an address.
+func client(r *http.Request, trusted []netip.Prefix) netip.Addr {
+	addr := netip.IPv6Loopback() // the peer of a Unix socket has no address
+	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		addr = peer.Addr().Unmap().WithZone("")
+	}
 	for _, hop := range slices.Backward(strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")) {
-		isProxy := !addr.IsValid() || addr.IsLoopback() || slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(addr) })
-		if hop = strings.TrimSpace(hop); hop == "" || !isProxy {
+		if hop = strings.TrimSpace(hop); hop == "" {
+			continue // lists may have empty elements: RFC 9110, 5.6.1.2
+		}
+		isProxy := addr.IsLoopback() || slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(addr) })
+		if !isProxy {
 			break
 		}
 		withPort, err := netip.ParseAddrPort(hop)
@@ -110,15 +160,11 @@ func client(r *http.Request, trusted []netip.Prefix) (key string, ok bool) {
 			addr, err = netip.ParseAddr(hop)
 		}
 		if err != nil {
-			return "unknown", true
+			return netip.Addr{}
 		}
 		addr = addr.Unmap().WithZone("")
 	}
-	if addr.Is6() && !addr.IsLoopback() {
-		prefix, _ := addr.Prefix(64)
-		return prefix.String(), true
-	}
-	return addr.String(), addr.IsValid() && !addr.IsLoopback()
+	return addr
 }
 
 // A pushGuard knows the pushes that have come lately. WeChat's plain signature

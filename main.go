@@ -27,6 +27,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/signal"
 	"regexp"
@@ -127,7 +128,8 @@ func listen(c *config, log *slog.Logger) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("TLS_CERT and TLS_KEY (-tls-cert, -tls-key): %w", err)
 	}
-	return tls.NewListener(listener, &tls.Config{GetCertificate: c.reread(&pair, log)}), nil
+	// HTTP/2, for over HTTP/1.1 a browser has six connections, and a parked poll takes one.
+	return tls.NewListener(listener, &tls.Config{GetCertificate: c.reread(&pair, log), NextProtos: []string{"h2", "http/1.1"}}), nil
 }
 
 // reread returns what gives pair to TLS, read from its files again when they
@@ -273,7 +275,7 @@ type config struct {
 	confirm                   bool          // a scan must be confirmed on the phone
 	allowedOrigins            []string
 	verifyFile                string // MP_verify_xxx.txt, or none
-	metricsToken              string // opens /metrics to others than loopback
+	metricsToken              string // opens /metrics
 	tlsCert, tlsKey           string // files, or none
 	logLevel                  slog.Level
 	logFormat                 string // text or json
@@ -337,10 +339,29 @@ func like(pattern string) func(string) (string, error) {
 	}
 }
 
+// origin is a pattern.
+const origin = `https?://([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?`
+
+// parseOrigin returns an origin as browsers write it: in small letters, an IPv6
+// address at its shortest, and without the port that its scheme has anyway.
+func parseOrigin(value string) (string, error) {
+	value, err := like(origin)(strings.ToLower(value))
+	if err != nil {
+		return "", err
+	}
+	u, err := url.Parse(value)
+	if err != nil {
+		return "", err
+	}
+	if ip, err := netip.ParseAddr(u.Hostname()); err == nil && ip.Is6() {
+		value = strings.Replace(value, u.Hostname(), ip.String(), 1)
+	}
+	return strings.TrimSuffix(value, map[string]string{"http": ":80", "https": ":443"}[u.Scheme]), nil
+}
+
 // settings returns all settings, bound to c.
 func (c *config) settings() []setting {
 	const (
-		origin  = `https?://([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?`
 		base    = origin + `(/[!-~]*)?`
 		account = " on the account's page (test account: https://mp.weixin.qq.com/debug/cgi-bin/sandbox?t=sandbox/login)"
 	)
@@ -359,7 +380,7 @@ func (c *config) settings() []setting {
 		{"WECHAT_OPEN_BASE", "", "https://open.weixin.qq.com", "the same for the authorize page", link(&c.openBase, base)},
 		{"WECHAT_MP_BASE", "", "https://mp.weixin.qq.com", "the same for the pictures of QR codes", link(&c.mpBase, base)},
 		{"SESSION_SECRET", "", rand.Text() + rand.Text(), "what signs sessions: 32 bytes or more, or several such, comma-separated (openssl rand -hex 32)", listed(&c.sessionSecrets, like(`(?s).{32,}`))},
-		{"METRICS_TOKEN", "", "", "what opens /metrics to others than loopback", text(&c.metricsToken, `[!-~]*`)},
+		{"METRICS_TOKEN", "", "", "what opens /metrics; unset: it stays shut", text(&c.metricsToken, `[!-~]*`)},
 		{"PUBLIC_URL", "url", "", "http(s)://host[:port] without a path, where phones reach us", func(value string) bool {
 			return value == "" && c.demo || link(&c.publicURL, origin)(value) // -demo knows once it listens
 		}},
@@ -374,7 +395,7 @@ func (c *config) settings() []setting {
 		{"SESSION_TTL", "session-ttl", "24h", "the life of a session: whole seconds from 1m to 8760h",
 			within(&c.sessionTTL, time.ParseDuration, time.Second, time.Minute, 8760*time.Hour)},
 		{"CONFIRM", "confirm", "false", "true: a scan must be confirmed on the phone", parsed(&c.confirm, strconv.ParseBool)},
-		{"ALLOWED_ORIGINS", "allowed-origins", "", "exact origins of other front ends, comma-separated", listed(&c.allowedOrigins, like(origin))},
+		{"ALLOWED_ORIGINS", "allowed-origins", "", "exact origins of other front ends, comma-separated", listed(&c.allowedOrigins, parseOrigin)},
 		{"WECHAT_VERIFY_FILE", "verify-file", "", "MP_verify_xxx.txt, the file that proves a domain", text(&c.verifyFile, `(MP_verify_[0-9A-Za-z]+\.txt)?`)},
 		{"TLS_CERT", "tls-cert", "", "the file of a certificate chain, for https", text(&c.tlsCert, `(?s).*`)},
 		{"TLS_KEY", "tls-key", "", "the file of its key", text(&c.tlsKey, `(?s).*`)},

@@ -244,7 +244,7 @@ func TestEndToEnd(t *testing.T) {
 func launch(t *testing.T, path string) (base string, cmd *exec.Cmd) {
 	t.Helper()
 	logged := new(syncBuffer)
-	cmd = exec.Command(path, "-demo", "-addr", "127.0.0.1:0")
+	cmd = exec.Command(path, "-demo", "-addr", "127.0.0.1:0", "-qr-rate", "0")
 	cmd.Stderr = logged
 	must(t, cmd.Start())
 	t.Cleanup(func() { cmd.Process.Kill() })
@@ -564,6 +564,91 @@ func selfSigned(t *testing.T, certFile, keyFile string, serial int64) {
 	must(t, os.Chtimes(keyFile, at, at))
 }
 
+// startTLS runs wxscan with https, and returns a client that speaks HTTP/2.
+func startTLS(t *testing.T) (base string, client *http.Client, stop func() error) {
+	t.Helper()
+	dir := t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	selfSigned(t, certFile, keyFile, 1)
+	base, _, stop = start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile, "QR_RATE=0"), "-addr", "127.0.0.1:0")
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true, MaxConnsPerHost: 1}
+	t.Cleanup(transport.CloseIdleConnections)
+	return "https" + strings.TrimPrefix(base, "http"), &http.Client{Transport: transport}, stop
+}
+
+func TestShutdownAnswersThePollsParkedOnOneHTTP2Connection(t *testing.T) {
+	base, client, stop := startTLS(t)
+	const polls = 100
+	answers := make(chan pollAnswer, polls)
+	for range polls {
+		var qr qrAnswer
+		_, err := ask(client, "GET", base+"/wechat/getauthqr", &qr)
+		must(t, err)
+		go func() {
+			var answer pollAnswer
+			ask(client, "GET", base+"/wechat/checklogin?wait=25&ticket="+qr.Ticket, &answer)
+			answers <- answer
+		}()
+	}
+	time.Sleep(500 * time.Millisecond) // let them park
+	resp, err := client.Get(base + "/healthz")
+	must(t, err)
+	resp.Body.Close()
+	if resp.ProtoMajor != 2 || len(answers) > 0 {
+		t.Fatalf("answered by %s, with %d of the parked polls", resp.Proto, len(answers))
+	}
+	begun := time.Now()
+	if must(t, stop()); time.Since(begun) > 2*time.Second {
+		t.Errorf("ended after %v", time.Since(begun))
+	}
+	for range polls {
+		if answer := <-answers; answer.Status != statusPending || answer.ExpiresIn < 200 {
+			t.Fatalf("a parked poll is answered %+v", answer)
+		}
+	}
+}
+
+// TestParkedPollIsNotCutOverHTTP2 has a time-out of reading end before the poll.
+func TestParkedPollIsNotCutOverHTTP2(t *testing.T) {
+	dir := t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	selfSigned(t, certFile, keyFile, 1)
+	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+	must(t, err)
+	synctest.Test(t, func(t *testing.T) {
+		w, l := newWorld(t), pipeListener{make(chan net.Conn), make(chan net.Conn)}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		secured := tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2"}})
+		go func() { ended <- serve(ctx, secured, w.routes(), w.log) }()
+		transport := &http.Transport{ForceAttemptHTTP2: true, DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn := tls.Client(l.dial(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+			return conn, conn.HandshakeContext(ctx)
+		}}
+		defer func() { cancel(); must(t, <-ended); transport.CloseIdleConnections() }()
+		qr, begun := w.begin(t, "getauthqr"), time.Now()
+		var answer pollAnswer
+		_, err := ask(&http.Client{Transport: transport}, "GET", "https://wx.test/wechat/checklogin?wait=30&ticket="+qr.Ticket, &answer)
+		if took := time.Since(begun); err != nil || answer.Status != statusPending || took != maxWait*time.Second {
+			t.Errorf("%+v, %v after %v", answer, err, took)
+		}
+	})
+}
+
+func TestHSTSIsSaidWhereTLSIsOurOwn(t *testing.T) {
+	base, client, _ := startTLS(t)
+	resp, err := client.Get(base + "/")
+	must(t, err)
+	resp.Body.Close()
+	if got, want := resp.Header.Get("Strict-Transport-Security"), "max-age=31536000"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	behind := newWorld(t, "PUBLIC_URL=https://login.example.com")
+	if got := behind.do("GET", "/", "").Header().Get("Strict-Transport-Security"); got != "" {
+		t.Errorf("behind a proxy: %q", got)
+	}
+}
+
 func TestHTTPSReadsAChangedCertificate(t *testing.T) {
 	dir := t.TempDir()
 	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
@@ -602,7 +687,7 @@ func TestUnixSocket(t *testing.T) {
 	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}}}
-	for range 100 { // more than QR_RATE: the proxy itself is not limited
+	for range 100 { // more than QR_RATE: behind the proxy are many
 		if status, err := ask(client, "GET", "http://wxscan/wechat/getauthqr", nil); status != 200 || err != nil {
 			t.Fatalf("%d, %v: %s", status, err, logged)
 		}

@@ -17,12 +17,12 @@ func (w *world) metricsFor(peer, forwarded, token string) *httptest.ResponseReco
 
 func TestMetricsTellWhatHasHappened(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newWorld(t, "METRICS_TOKEN=letmein")
 		scan, auth := w.begin(t, "getloginqr"), w.begin(t, "getauthqr")
 		w.scan(auth.Ticket, "alice", "decline")
 		time.AfterFunc(2*time.Second, func() { w.scan(scan.Ticket, "alice", "") })
 		time.AfterFunc(time.Second, func() {
-			if page := w.metricsFor("127.0.0.1:1", "", "").Body.String(); !strings.Contains(page, "wxscan_waiting_browsers 1\n") {
+			if page := w.metricsFor("127.0.0.1:1", "", "letmein").Body.String(); !strings.Contains(page, "wxscan_waiting_browsers 1\n") {
 				t.Errorf("a browser waits: %s", page)
 			}
 		})
@@ -34,7 +34,7 @@ func TestMetricsTellWhatHasHappened(t *testing.T) {
 		w.begin(t, "getauthqr")
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		page := w.metricsFor("127.0.0.1:1", "", "").Body.String()
+		page := w.metricsFor("127.0.0.1:1", "", "letmein").Body.String()
 		for _, want := range []string{
 			`wxscan_tickets_total{flow="scan"} 1`, `wxscan_tickets_total{flow="auth"} 2`,
 			`wxscan_logins_total{flow="scan",outcome="done"} 1`, `wxscan_logins_total{flow="auth",outcome="done"} 1`,
@@ -49,15 +49,16 @@ func TestMetricsTellWhatHasHappened(t *testing.T) {
 	})
 }
 
-func TestMetricsAreForLoopbackOrTheToken(t *testing.T) {
+func TestMetricsAreForTheTokenAlone(t *testing.T) {
 	w, open := newWorld(t), newWorld(t, "METRICS_TOKEN=letmein")
 	for _, test := range []struct {
 		w                      *world
 		peer, forwarded, token string
 		want                   int
 	}{
-		{w, "127.0.0.1:1", "", "", 200}, {w, "[::1]:1", "", "", 200}, {w, "@", "", "", 200},
+		{w, "127.0.0.1:1", "", "", 404}, {w, "[::1]:1", "", "", 404}, {w, "@", "", "", 404}, {w, "127.0.0.1:1", "", "letmein", 404},
 		{w, "203.0.113.7:1", "", "", 404}, {w, "127.0.0.1:1", "203.0.113.7", "", 404}, {w, "203.0.113.7:1", "127.0.0.1", "", 404},
+		{open, "127.0.0.1:1", "", "", 404}, {open, "127.0.0.1:1", "", "letmein", 200},
 		{open, "203.0.113.7:1", "", "letmein", 200}, {open, "203.0.113.7:1", "", "letmeinx", 404}, {open, "203.0.113.7:1", "", "", 404},
 	} {
 		if out := test.w.metricsFor(test.peer, test.forwarded, test.token); out.Code != test.want {
@@ -76,10 +77,10 @@ func TestALoginThatNobodyPollsIsCounted(t *testing.T) {
 
 func TestPromtoolLikesTheMetrics(t *testing.T) {
 	promtool := program(t, "promtool", "prometheus")
-	w := newWorld(t)
+	w := newWorld(t, "METRICS_TOKEN=letmein")
 	w.begin(t, "getloginqr")
 	check := exec.Command(promtool, "check", "metrics")
-	check.Stdin = w.metricsFor("127.0.0.1:1", "", "").Body
+	check.Stdin = w.metricsFor("127.0.0.1:1", "", "letmein").Body
 	if out, err := check.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("%v: %s", err, out)
 	}
