@@ -259,6 +259,18 @@ func (b *browser) prefer(scheme string) {
 	b.devtools("Emulation.setEmulatedMedia", object{"features": []object{{"name": "prefers-color-scheme", "value": scheme}}})
 }
 
+// hide puts the current window where nobody sees its pages, and unhide back.
+func (b *browser) hide() {
+	b.t.Helper()
+	b.post("/window/minimize", object{}, nil)
+	b.wait("document.hidden", "true")
+}
+
+func (b *browser) unhide() {
+	b.t.Helper()
+	b.post("/window/rect", object{"width": 900, "height": 760}, nil)
+}
+
 func (b *browser) resize(width, height int) {
 	b.t.Helper()
 	b.devtools("Emulation.setDeviceMetricsOverride", object{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false})
@@ -310,6 +322,7 @@ const (
 	pageCode   = "(document.querySelector('.wxscan-code:not(.old) img')?.naturalWidth > 0)" // whether there is one to scan
 	pageTicket = "new URL(document.querySelector('.wxscan-code img').src).searchParams.get('ticket')"
 	pageAsked  = "performance.getEntriesByType('resource').filter((r) => r.name.endsWith('/wechat/getloginqr')).length"
+	pagePolls  = "performance.getEntriesByType('resource').filter((r) => r.name.includes('/wechat/checklogin')).length"
 	pageTabs   = "[...document.querySelectorAll('[data-wxscan-flow]')].map((tab) => tab.getAttribute('aria-pressed')).join()"
 	pageStatus = "document.querySelector('[role=status]').innerText"
 	pageHeld   = "getComputedStyle(document.querySelector('.wxscan-choice button')).pointerEvents" // none while the phone may press nothing
@@ -369,18 +382,77 @@ func TestBrowserRenewsTheCodeWhileSomebodyLooks(t *testing.T) {
 	first := b.script(pageTicket)
 	b.wait(pageCode+" && "+pageTicket+" !== '"+first+"'", "true")
 
-	b.post("/window/minimize", object{}, nil)
-	b.wait("document.hidden", "true")
-	b.wait(pageStatus, "The QR code has expired")
-	// Nothing may happen in the time that another code would have lived.
+	b.hide()
+	// Nothing may happen in the time that this code and another would have lived.
 	asked, now := b.script(pageAsked), b.script("performance.now()")
-	b.wait("performance.now() > "+now+" + 2000", "true")
+	b.wait("performance.now() > "+now+" + 4000", "true")
 	if got := b.script(pageAsked); got != asked {
 		t.Errorf("a hidden page has asked for %s codes, want %s", got, asked)
 	}
 
-	b.post("/window/rect", object{"width": 900, "height": 760}, nil)
+	b.unhide()
 	b.wait(pageCode+" && "+pageAsked+" > "+asked, "true")
+}
+
+// TestBrowserPollsOnlyWhileItIsSeen has more login pages open than a browser
+// opens connections to a host over HTTP/1.1, of which one is to be seen.
+func TestBrowserPollsOnlyWhileItIsSeen(t *testing.T) {
+	b := browse(t)
+	b.open("/")
+	b.wait(pageCode, "true")
+	first := b.tab()
+	for i := range 7 {
+		b.hide()
+		var made struct{ Handle string }
+		b.post("/window/new", object{"type": "window"}, &made) // one that is not hidden with the others
+		b.turn(made.Handle)
+		b.speak("en-US")
+		begun := time.Now()
+		b.open("/")
+		b.wait(pageCode, "true")
+		if took := time.Since(begun); took > 5*time.Second {
+			t.Errorf("with %d pages hidden, one more takes %v", i+1, took)
+		}
+	}
+	b.turn(first)
+	b.scan("alice")
+	polls := b.script(pagePolls)
+	b.script("new Promise((resolve) => setTimeout(resolve, 1500))")
+	if got := b.script(pagePolls); got != polls || b.script(textOf(".wxscan-openid")) != "" {
+		t.Errorf("a hidden page polls: %s times, then %s", polls, got)
+	}
+	begun := time.Now()
+	b.unhide()
+	b.wait(pageOpenID, "alice")
+	if took := time.Since(begun); took > 2*time.Second {
+		t.Errorf("seen again, the page takes %v to learn of the scan", took)
+	}
+	b.quiet("eight pages")
+}
+
+func TestBrowserLeavesNoListenersBehind(t *testing.T) {
+	b := browse(t)
+	b.devtools("Page.addScriptToEvaluateOnNewDocument", object{"source": `
+		window.listeners = { abort: 0, online: 0, visibilitychange: 0 };
+		for (const [name, one] of [["addEventListener", 1], ["removeEventListener", -1]]) {
+			const real = EventTarget.prototype[name];
+			EventTarget.prototype[name] = function (event, ...rest) {
+				if (event in window.listeners) window.listeners[event] += one;
+				return real.call(this, event, ...rest);
+			};
+		}`})
+	const listeners = "window.listeners.abort + ' ' + window.listeners.online + ' ' + window.listeners.visibilitychange"
+	b.open("/")
+	b.wait(pageStatus, promptScan)
+	b.wait("window.listeners.abort", "1") // of the poll that is parked
+	parked := b.script(listeners)
+	b.devtools("Network.enable", object{})
+	b.devtools("Network.setBlockedURLs", object{"urls": []string{"*/wechat/checklogin*"}})
+	b.script("stop()") // the poll under way
+	b.wait(pagePolls+" > 2", "true")
+	b.devtools("Network.setBlockedURLs", object{"urls": []string{}})
+	b.wait(pageStatus, promptScan)
+	b.wait(listeners, parked)
 }
 
 func TestBrowserRecoversALostConnection(t *testing.T) {

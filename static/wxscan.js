@@ -8,11 +8,26 @@
   const chinese = /^zh\b/i.test(navigator.language);
   const inWeChat = /MicroMessenger/i.test(navigator.userAgent);
   const say = (zh, en) => (chinese ? zh : en);
-  const sleep = (ms, signal) => new Promise((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    signal.addEventListener("abort", () => { clearTimeout(timer); resolve(); });
-    addEventListener("online", resolve, { once: true }); // no need to wait any longer
+
+  // first resolves at the first of some events, each [target, name], or after ms
+  // if that is given. It leaves no listener behind.
+  const first = (events, ms) => new Promise((resolve) => {
+    const end = () => {
+      clearTimeout(timer);
+      for (const [target, name] of events) target.removeEventListener(name, end);
+      resolve();
+    };
+    const timer = ms && setTimeout(end, ms);
+    for (const [target, name] of events) target.addEventListener(name, end);
   });
+
+  // sleep also ends when there may be no need to wait any longer.
+  const sleep = (ms, signal) => first([[signal, "abort"], [window, "online"], [document, "visibilitychange"]], ms);
+
+  // shown resolves when somebody can see the page.
+  const shown = async (signal) => {
+    while (document.hidden && !signal.aborted) await first([[signal, "abort"], [document, "visibilitychange"]]);
+  };
 
   const words = (code) => ({
     wechat_unreachable: say("服务器暂时连不上微信。", "The server cannot reach WeChat just now."),
@@ -23,22 +38,28 @@
     lost: say("网络连接中断，正在重试…", "The connection is lost. Trying again…"),
   })[code] || say("出错了，请重试。", "Something went wrong. Please try again.");
 
-  // ask returns the JSON of an answer, or throws its error code, "lost" if there is none.
-  async function ask(path, signal) {
+  // ask returns the JSON of an answer, or throws its error code: "lost" if there
+  // is none, "hidden" if it is not worth a connection any more, since nobody sees
+  // the page; over HTTP/1.1 a browser has six for a site, and a poll keeps one.
+  async function ask(path, signal, whileShown = false) {
     const stop = new AbortController();
     const give = () => stop.abort();
+    let code = "lost";
+    const hide = () => { code = "hidden"; give(); };
     const timer = setTimeout(give, 40e3); // above the server's longest wait
     signal.addEventListener("abort", give);
+    if (whileShown) document.addEventListener("visibilitychange", hide);
     try {
       const response = await fetch(base + path, { signal: stop.signal, cache: "no-store", credentials: "include" });
       const answer = await response.json();
       if (!response.ok) throw Object.assign(new Error(), { code: answer.error });
       return answer;
     } catch (err) {
-      throw err.code && typeof err.code === "string" ? err : Object.assign(new Error(), { code: "lost" });
+      throw err.code && typeof err.code === "string" ? err : Object.assign(new Error(), { code });
     } finally {
       clearTimeout(timer);
       signal.removeEventListener("abort", give);
+      if (whileShown) document.removeEventListener("visibilitychange", hide);
     }
   }
 
@@ -63,11 +84,7 @@
     pressed(label, signal) {
       const button = make("button", "", { type: "button", textContent: label });
       this.more.replaceChildren(button);
-      return new Promise((resolve) => {
-        const end = () => { button.remove(); resolve(); };
-        button.addEventListener("click", end);
-        signal.addEventListener("abort", end);
-      });
+      return first([[button, "click"], [signal, "abort"]]).then(() => button.remove());
     }
     // show draws the QR code of a ticket; it rejects if the picture does not come.
     show(qr, flow) {
@@ -109,8 +126,9 @@
     }
   }
 
-  // follow polls until the ticket is done or expired, and returns the answer.
-  // It bears a lost connection, with ever longer pauses.
+  // follow polls until the ticket is done or expired, and returns the answer: only
+  // while somebody can see the page, and at once when it is seen again. It bears a
+  // lost connection, with ever longer pauses.
   async function follow(qr, box, signal, again) {
     let deadline = Date.now() + qr.expiresIn * 1000;
     box.tick(deadline);
@@ -119,9 +137,11 @@
     let seen = "pending";
     try {
       for (let pause = 1000, wait = 25; ;) {
+        await shown(signal);
+        if (signal.aborted) return {};
         const asked = Date.now();
         try {
-          const answer = await ask(`/wechat/checklogin?ticket=${encodeURIComponent(qr.ticket)}&wait=${wait}&status=${seen}`, signal);
+          const answer = await ask(`/wechat/checklogin?ticket=${encodeURIComponent(qr.ticket)}&wait=${wait}&status=${seen}`, signal, true);
           if (signal.aborted || (answer.status !== "pending" && answer.status !== "scanned")) return answer;
           deadline = Date.now() + answer.expiresIn * 1000;
           pause = 1000;
@@ -136,6 +156,7 @@
           if (Date.now() - asked < 1000) await sleep(1000, signal); // the server is going down
         } catch (err) {
           if (signal.aborted) return {};
+          if (err.code === "hidden") continue;
           if (Date.now() > deadline) return { status: "expired" };
           box.say(words(err.code));
           wait = 0; // to learn at once that the connection is back
@@ -147,14 +168,6 @@
       clearInterval(ticking);
     }
   }
-
-  // shown resolves when somebody can see the page.
-  const shown = (signal) => new Promise((resolve) => {
-    const look = () => { if (!document.hidden || signal.aborted) { document.removeEventListener("visibilitychange", look); resolve(); } };
-    document.addEventListener("visibilitychange", look);
-    signal.addEventListener("abort", look);
-    look();
-  });
 
   // leave goes to the authorize page at once: inside WeChat nobody can scan the
   // own screen. The page comes back to find the ticket in sessionStorage.
