@@ -183,7 +183,7 @@ func urlCheck(ctx context.Context, client *http.Client, c *config) finding {
 	isProxied := listens != cmp.Or(us.Port(), map[string]string{"http": "80", "https": "443"}[us.Scheme])
 	isPage := (status == 200 || status == 511) && strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html")
 	return cmp.Or(
-		say(status == 200 && answer == echo && isProxied && resp.Header.Get(clientHeader) == "loopback", "✗",
+		say(status == 200 && answer == echo && isProxied && resp.Header.Get(forwardedHeader) == "missing", "✗",
 			"%s answers, but the proxy in front of it does not say who asks: have it send X-Forwarded-For (nginx: proxy_set_header X-Forwarded-For $remote_addr), or QR_RATE takes all visitors for one",
 			"%s 有应答，但前面的代理没有告知访问者是谁：请让它发送 X-Forwarded-For（nginx：proxy_set_header X-Forwarded-For $remote_addr），否则 QR_RATE 把所有访问者当成同一个", us),
 		say(status == 200 && answer == echo, "✓", "%s answers WeChat's check of the interface URL", "%s 能通过微信对接口 URL 的验证", us),

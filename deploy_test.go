@@ -32,25 +32,37 @@ func eachProxy(t *testing.T, test func(*testing.T, proxy)) {
 
 func nginx(t *testing.T, address, wxscan, backend, root string) {
 	t.Helper()
+	serveNginx(t, address, root, shipped(t, "nginx.conf",
+		"listen 80;", "listen "+address+";", "127.0.0.1:8080; }", wxscan+"; }", "127.0.0.1:3000;", backend+";", "/var/www/site", root))
+}
+
+// plainNginx passes everything on to wxscan, as the shortest of tutorials do.
+func plainNginx(t *testing.T, address, wxscan, _, root string) {
+	t.Helper()
+	serveNginx(t, address, root, fmt.Appendf(nil, "server { listen %s; location / { proxy_pass http://%s; } }", address, wxscan))
+}
+
+// serveNginx serves a site, with an access log in root.
+func serveNginx(t *testing.T, address, root string, site []byte) {
+	t.Helper()
 	program := program(t, "nginx", "nginx-light")
 	me, err := user.Current()
 	must(t, err)
 	folder := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(folder, "site.conf"), shipped(t, "nginx.conf",
-		"listen 80;", "listen "+address+";", "127.0.0.1:8080; }", wxscan+"; }", "127.0.0.1:3000;", backend+";", "/var/www/site", root), 0o600))
+	must(t, os.WriteFile(filepath.Join(folder, "site.conf"), site, 0o600))
 	must(t, os.WriteFile(filepath.Join(folder, "nginx.conf"), fmt.Appendf(nil, `
 user %s;
 pid nginx.pid;
 events {}
 http {
-	access_log off;
+	access_log %s/access.log;
 	client_body_temp_path client;
 	proxy_temp_path proxy;
 	fastcgi_temp_path fastcgi;
 	uwsgi_temp_path uwsgi;
 	scgi_temp_path scgi;
 	include site.conf;
-}`, me.Username), 0o600))
+}`, me.Username, root), 0o600))
 	serveUntilEnd(t, address, exec.CommandContext(t.Context(), program, "-e", "stderr", "-p", folder, "-c", "nginx.conf", "-g", "daemon off;"))
 }
 
@@ -399,6 +411,70 @@ func TestProxyTellsWxscanWhoAsks(t *testing.T) {
 			t.Errorf("the backend is told the union id %q, want union", got)
 		}
 	})
+}
+
+func TestNginxLogsNoTicketsCodesAndSignatures(t *testing.T) {
+	var folder string
+	v := visit(t, func(t *testing.T, address, wxscan, backend, root string) {
+		folder = root
+		nginx(t, address, wxscan, backend, root)
+	})
+	v.logIn("getloginqr", "alice")
+	v.logIn("getauthqr", "alice")
+	for _, path := range []string{"/wechat/qr.png?ticket=x", "/wechat/message?signature=x", "/wechat/accessusercode?code=x", "/wechat/confirm?s=x"} {
+		v.ask("GET", path, nil)
+	}
+	v.echoed("GET", "/reports/7", nil)
+	logged, err := os.ReadFile(filepath.Join(folder, "access.log"))
+	must(t, err)
+	if !strings.Contains(string(logged), "GET /reports/7") || strings.Contains(string(logged), "/wechat/") {
+		t.Errorf("the access log has\n%s", logged)
+	}
+}
+
+func TestBehindAProxyThatDoesNotSayWhoAsks(t *testing.T) {
+	address := freeAddress(t)
+	base, _, _ := start(t, only("METRICS_TOKEN=letmein", "QR_RATE=2"), "-demo", "-addr", "127.0.0.1:0", "-url", "http://"+address)
+	v := visitAt(t, plainNginx, address, base)
+	for token, want := range map[string]int{"": 404, "x": 404, "letmein": 200} {
+		resp, _ := v.ask("GET", "/metrics", nil, func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+token) })
+		if resp.StatusCode != want {
+			t.Errorf("/metrics with the token %q: %s, want %d", token, resp.Status, want)
+		}
+	}
+	for i := range 21 { // ten times QR_RATE, and one
+		want := http.StatusOK
+		if i == 20 {
+			want = http.StatusTooManyRequests
+		}
+		if resp, body := v.ask("GET", "/wechat/getauthqr", nil); resp.StatusCode != want {
+			t.Errorf("QR code %d: %s %s, want %d", i+1, resp.Status, body, want)
+		}
+	}
+}
+
+func TestCheckSeesAProxyThatDoesNotSayWhoAsks(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		serve proxy
+		want  string
+	}{
+		{"plain nginx", plainNginx, "✗ %s answers, but the proxy in front of it does not say who asks"},
+		{"nginx", nginx, "✓ %s answers WeChat's check of the interface URL\n"},
+		{"caddy", caddy, "✓ %s answers WeChat's check of the interface URL\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			address := freeAddress(t)
+			base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0", "-url", "http://"+address)
+			v := visitAt(t, test.serve, address, base)
+			var said strings.Builder
+			args := []string{"check", "-demo", "-addr", strings.TrimPrefix(base, "http://"), "-url", v.site}
+			run(t.Context(), args, none, &said, io.Discard)
+			if want := fmt.Sprintf(test.want, v.site); !strings.Contains(said.String(), want) {
+				t.Errorf("no %q in\n%s", want, said.String())
+			}
+		})
+	}
 }
 
 func TestProxyLetsNobodyInWhileWxscanIsDown(t *testing.T) {

@@ -33,9 +33,9 @@ const (
 
 	plainText = "text/plain; charset=utf-8"
 
-	// clientHeader is loopback in the answer to WeChat's check of the interface
-	// URL when we cannot tell who asks; wxscan check looks at it.
-	clientHeader = "X-Wxscan-Client"
+	// forwardedHeader says "missing" in the answer to a signed URL check that came
+	// from loopback without X-Forwarded-For. It is for wxscan check.
+	forwardedHeader = "X-Wxscan-Forwarded-For"
 
 	// pagePolicy lets pages use what is ours. Pictures may come from qlogo.cn,
 	// where WeChat keeps the avatars.
@@ -259,8 +259,8 @@ func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
 	if !verify(query.Get("signature"), s.config.token, query.Get("timestamp"), query.Get("nonce")) {
 		return errSignature
 	}
-	if client(r, s.config.trusted).IsLoopback() {
-		w.Header().Set(clientHeader, "loopback")
+	if r.Header.Get("X-Forwarded-For") == "" && client(r, s.config.trusted).IsLoopback() {
+		w.Header().Set(forwardedHeader, "missing")
 	}
 	return write(w, http.StatusOK, plainText, []byte(query.Get("echostr")))
 }
