@@ -44,6 +44,9 @@ func command(ctx context.Context, args []string, getenv func(string) string, std
 // interfaceURL is where WeChat is to send its pushes.
 func (c *config) interfaceURL() string { return c.publicURL + "/wechat/message" }
 
+// shortToken tells whether the Token could be guessed by asking.
+func (c *config) shortToken() bool { return len(c.token) < 16 }
+
 // domain is where the authorize page may send phones back to: a bare host.
 func (c *config) domain() string { return site(c.publicURL).Hostname() }
 
@@ -134,6 +137,8 @@ func check(ctx context.Context, args []string, getenv func(string) string, stdou
 		"微信只向公网地址的 80、443 端口推送，而 %s 不是：方式 A 收不到扫码事件", us))
 	report("interface", say(true, "→", "to enter as the interface URL (接口配置信息 URL): %s ; as its Token: the value of WECHAT_TOKEN",
 		"请填写接口配置信息：URL 为 %s ，Token 为 WECHAT_TOKEN 的值", c.interfaceURL()))
+	report("token", say(c.shortToken() && !c.demo, "→", "to make longer, here and there: WECHAT_TOKEN, short enough to be guessed; 16 characters are enough (openssl rand -hex 16)",
+		"请加长两处的 WECHAT_TOKEN：太短，可能被猜出；16 个字符以上为宜（openssl rand -hex 16）"))
 	report("safe_mode", say(c.aesKey != nil, "→", "to choose and enter there: safe mode (安全模式), as EncodingAESKey the value of WECHAT_AES_KEY",
 		"并选择安全模式，EncodingAESKey 为 WECHAT_AES_KEY 的值"))
 	report("authorization", say(true, "→", "to enter as the authorization domain (网页授权域名), which only a phone can try (flow B): %s",

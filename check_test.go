@@ -173,7 +173,7 @@ func faults(t *testing.T) []fault {
 			want: []string{"✗ PUBLIC: HTTP 200, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, to where it runs? Is it https there?"}},
 		{name: "a proxy that does not say who asks", settings: []string{"ADDR=127.0.0.1:8080"}, want: []string{"✗ PUBLIC answers, but the proxy in front of it does not say who asks: " +
 			"have it send X-Forwarded-For (nginx: proxy_set_header X-Forwarded-For $remote_addr), or QR_RATE takes all visitors for one"}},
-		{name: "another Token", server: newWorld(t, "WECHAT_TOKEN=anotherToken").handler.ServeHTTP, want: []string{"✗ PUBLIC: wxscan answers, but has another Token: start it with this WECHAT_TOKEN"}},
+		{name: "another Token, and a short one", settings: []string{"WECHAT_TOKEN=anotherToken"}, want: []string{"✗ PUBLIC: wxscan answers, but has another Token: start it with this WECHAT_TOKEN"}},
 		{name: "a port that WeChat does not call", settings: []string{"WECHAT_API_BASE=https://" + unknown, "PUBLIC_URL=http://" + unknown + ":8080"}, want: []string{
 			"✗ https://" + unknown + ": DNS does not know this name: is it spelt right, and this machine online?",
 			"✗ http://" + unknown + ":8080: DNS does not know this name: is it spelt right, and this machine online?",
@@ -384,7 +384,7 @@ func TestCommandsOfTheProgram(t *testing.T) {
 		cmd.Run()
 		return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 	}
-	if out, errs, code := execute("wxscan check"); code != 0 || strings.Count(out, "\n") != 7 || errs != "" {
+	if out, errs, code := execute("wxscan check"); code != 0 || strings.Count(out, "\n") != 8 || errs != "" {
 		t.Errorf("check: %d %s%s", code, out, errs)
 	}
 	if out, errs, code := execute("wxscan check -demo", "WECHAT_APPSECRET=", "PUBLIC_URL=", "WECHAT_API_BASE="); code != 0 || strings.Count(out, "✓") != 5 {
@@ -425,5 +425,16 @@ func TestCommandsOfTheProgram(t *testing.T) {
 	}
 	if out, errs, code := execute("wxscan chek"); code != 1 || out != "" || errs != "wxscan: unknown command \"chek\": did you mean check?\n" {
 		t.Errorf("chek: %d %s%s", code, out, errs)
+	}
+}
+
+func TestCheckWarnsOfAShortToken(t *testing.T) {
+	for language, want := range map[string]string{"en": "→ to make longer, here and there: WECHAT_TOKEN", "zh": "→ 请加长两处的 WECHAT_TOKEN"} {
+		for token, warned := range map[string]bool{"a2345678901234b": true, "a2345678901234bc": false} {
+			lines, _ := new(fault).checked(t, nil, "LANG="+language, "WECHAT_TOKEN="+token)
+			if text := strings.Join(lines, "\n"); strings.Contains(text, want) != warned || strings.Contains(text, token) {
+				t.Errorf("%d characters: %s", len(token), text)
+			}
+		}
 	}
 }

@@ -51,6 +51,7 @@ var (
 	errRateLimited = errors.New("too many requests")
 	errMethod      = errors.New("no such method here")
 	errCrossOrigin = errors.New("from another site")
+	errGuessing    = errors.New("too many bad signatures")
 )
 
 // beijing is the time of WeChat's users, whatever the server's.
@@ -63,6 +64,7 @@ type server struct {
 	tickets  *store
 	wechat   *wechat
 	pushes   *pushGuard
+	guesses  *guessGuard
 	askers   *limiter // who asks for QR codes, by client
 	viewers  *limiter // who has them drawn, by client
 	badCodes *limiter // OAuth codes that WeChat calls invalid, by client
@@ -77,7 +79,7 @@ func newServer(config config, log *slog.Logger) *server {
 	s := &server{config: config, log: log, tickets: newStore(config.ttl, config.maxTickets),
 		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID, ttl: config.sessionTTL},
 		wechat: newWeChat(&config, log),
-		pushes: newPushGuard(config.maxSkew), askers: newLimiter(config.qrRate), viewers: newLimiter(10 * config.qrRate),
+		pushes: newPushGuard(config.maxSkew), guesses: newGuessGuard(), askers: newLimiter(config.qrRate), viewers: newLimiter(10 * config.qrRate),
 		badCodes: newLimiter(10), talk: newLimiter(600),
 		metrics: metrics{counts: make(map[string]int)}}
 	s.tickets.confirm = config.confirm
@@ -256,8 +258,9 @@ func (s *server) refuseHEAD(w http.ResponseWriter, r *http.Request) error {
 // verifyURL answers WeChat's check of the interface URL (验证消息的确来自微信服务器).
 func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
-	if !verify(query.Get("signature"), s.config.token, query.Get("timestamp"), query.Get("nonce")) {
-		return errSignature
+	isRight := verify(query.Get("signature"), s.config.token, query.Get("timestamp"), query.Get("nonce"))
+	if err := s.guesses.judge(s.guesser(r), isRight); err != nil {
+		return err
 	}
 	if r.Header.Get("X-Forwarded-For") == "" && client(r, s.config.trusted).IsLoopback() {
 		w.Header().Set(forwardedHeader, "missing")
@@ -313,15 +316,21 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 }
 
 // readPush returns the event of a push that is really from WeChat, or nil if
-// the same push came before; else errSignature, errTooLarge or errPush. Our
-// settings decide whether it must be sealed, never the request; of a sealed
+// the same push came before; else errSignature, errGuessing, errTooLarge or
+// errPush. Our settings decide whether it must be sealed, never the request; of a sealed
 // push, only the sealed part counts.
 func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error) {
 	query := r.URL.Query()
 	signed := []string{s.config.token, query.Get("timestamp"), query.Get("nonce")}
-	sign, key := query.Get("signature"), s.config.aesKey
-	if key == nil && !verify(sign, signed...) {
-		return nil, errSignature
+	sign, key, guesser := query.Get("signature"), s.config.aesKey, s.guesser(r)
+	isRight := verify(sign, signed...)
+	switch {
+	case s.guesses.isOut(guesser):
+		return nil, errGuessing
+	case key == nil, query.Has("signature") && !isRight: // WeChat sends it in safe mode too, and it spares us the XML
+		if err := s.guesses.judge(guesser, isRight); err != nil {
+			return nil, err
+		}
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
@@ -333,8 +342,9 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 	if key != nil {
 		var envelope event
 		sign = query.Get("msg_signature")
-		if decodeXML(body, &envelope) != nil || !verify(sign, append(signed, envelope.Encrypt)...) {
-			return nil, errSignature
+		isRight = decodeXML(body, &envelope) == nil && verify(sign, append(signed, envelope.Encrypt)...)
+		if err := s.guesses.judge(guesser, isRight); err != nil {
+			return nil, err
 		}
 		if body, err = key.open(envelope.Encrypt, s.config.appID); err != nil {
 			return nil, fmt.Errorf("%w: %w", errSignature, err)
@@ -354,6 +364,15 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 		return nil, nil
 	}
 	return push, nil
+}
+
+// guesser returns who asks, for the guessGuard.
+func (s *server) guesser(r *http.Request) string {
+	who := client(r, s.config.trusted)
+	if who.IsLoopback() {
+		return untold
+	}
+	return shares(who)[0].key
 }
 
 // A qrAnswer is a new ticket, for the browser alone that asked for it.
@@ -730,6 +749,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		{errNothingHere, 404, "not_found", "there is nothing here, or no longer"},
 		{errMethod, 405, "method_not_allowed", "not with this method; Allow says which"},
 		{errRateLimited, 429, "rate_limited", "too many QR codes in a minute; try again shortly"},
+		{errGuessing, 429, "rate_limited", "too many wrong signatures; try again in a minute"},
 		{errTooManyTickets, 503, "too_many_tickets", "too many people are logging in; try again shortly"},
 		{errTimeout, 504, "wechat_timeout", "WeChat did not answer in time; try again"},
 		{errUnreachable, 502, "wechat_unreachable", "WeChat cannot be reached; try again"},
@@ -744,6 +764,10 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		answer.ErrCode = refused.code
 	}
 	switch status {
+	case http.StatusTooManyRequests:
+		if errors.Is(err, errGuessing) {
+			w.Header().Set("Retry-After", "60")
+		}
 	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "10")
 	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusUnauthorized:

@@ -198,8 +198,8 @@ func TestLimitersMemoryIsBounded(t *testing.T) {
 		l.pass(strconv.Itoa(i))
 		g.admit(strconv.Itoa(i), nil)
 	}
-	if len(l.passed.entries) > maxKeys || len(g.bodies.entries) > maxPushes {
-		t.Errorf("%d clients and %d pushes are kept", len(l.passed.entries), len(g.bodies.entries))
+	if len(l.passed.entries) > maxKeys || len(g.seen) > maxPushes {
+		t.Errorf("%d clients and %d pushes are kept", len(l.passed.entries), len(g.seen))
 	}
 }
 

@@ -73,11 +73,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	lines := newLineWriter(stderr)
 	defer lines.end()
-	options := &slog.HandlerOptions{Level: config.logLevel}
-	log := slog.New(slog.NewTextHandler(lines, options))
-	if config.logFormat == "json" {
-		log = slog.New(slog.NewJSONHandler(lines, options))
-	}
+	log := newLog(lines, config.logLevel, config.logFormat)
 	listener, err := listen(&config, log)
 	if err != nil {
 		return err
@@ -97,9 +93,27 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		server.demo = newDemo(config, server.wechat.client, server.tickets)
 		log.Warn("DEMO: WeChat is simulated, and ANYONE CAN LOG IN AS ANYONE", "open", config.publicURL+"/")
 	} else {
+		if config.shortToken() {
+			log.Warn("WECHAT_TOKEN is short enough to be guessed: make it 16 characters or more, here and on the account's page")
+		}
 		log.Info("to enter on the account's page", "interface_url", config.interfaceURL(), "authorization_domain", config.domain())
 	}
 	return serve(ctx, listener, server.routes(), log)
+}
+
+// newLog returns a log of the format text or json. An error's text may be what a
+// stranger has sent: 300 characters of it are enough.
+func newLog(w io.Writer, level slog.Level, format string) *slog.Logger {
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == "err" {
+			a.Value = slog.StringValue(fmt.Sprintf("%.300s", a.Value))
+		}
+		return a
+	}}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, options))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
 }
 
 // listen opens the listen address: host:port, or unix:path for a proxy on the

@@ -726,3 +726,13 @@ func TestNothingOfTheSimulatorWithoutDemo(t *testing.T) {
 		}
 	}
 }
+
+func TestStartWarnsOfAShortToken(t *testing.T) {
+	for token, want := range map[string]bool{"a2345678901234b": true, "a2345678901234bc": false} {
+		_, logged, stop := start(t, with("WECHAT_TOKEN="+token), "-addr", "127.0.0.1:0")
+		must(t, stop())
+		if strings.Contains(logged.String(), "WECHAT_TOKEN is short") != want {
+			t.Errorf("%d characters: %s", len(token), logged)
+		}
+	}
+}
