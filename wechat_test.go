@@ -316,7 +316,7 @@ func TestWeChatsFaults(t *testing.T) {
 		{"nothing in it", page(200, "", "{}"), unreachable, 3, false},
 		{"wrong types", page(200, "", `{"access_token":7,"ticket":{},"openid":[],"expires_in":"x"}`), unreachable, 3, false},
 		{"errcode of a wrong type", page(200, "", `{"errcode":"40001"}`), unreachable, 3, false},
-		{"64 MiB", page(200, "", strings.Repeat(" ", 64<<20)), unreachable, 3, true},
+		{"8 MiB", page(200, "", strings.Repeat(" ", 8<<20)), unreachable, 3, true},
 		{"503 with JSON", page(503, "", `{"access_token":"t","ticket":"t","url":"u","openid":"mallory"}`), unreachable, 3, false},
 		{"busy", page(200, "", `{"errcode":-1,"errmsg":"system error"}`), refused, 9, false},
 		{"wrong appid", page(200, "", `{"errcode":40013,"errmsg":"invalid appid"}`), refused, 3, false},
