@@ -712,7 +712,7 @@ func TestBrowserDecidesNothingByFastTaps(t *testing.T) {
 	b := browse(t, "-confirm")
 	b.resize(375, 667)
 	b.devtools("Emulation.setTouchEmulationEnabled", object{"enabled": true})
-	for place := 1; place <= 4; place++ {
+	for place, slow := 1, 0; place <= 4; place++ {
 		b.post("/url", object{"url": allowed(t, begun(t, b.base, "getauthqr").URL, "alice")}, nil)
 		b.wait("location.pathname", "/wechat/confirm")
 		at := b.script(fmt.Sprintf("(({x, y, width, height}) => (x + width / 2) + ' ' + (y + height / 2))"+
@@ -723,12 +723,21 @@ func TestBrowserDecidesNothingByFastTaps(t *testing.T) {
 
 		ticket := begun(t, b.base, "getauthqr")
 		b.post("/url", object{"url": bait + "?" + url.QueryEscape(allowed(t, ticket.URL, "alice"))}, nil)
-		tap := time.NewTicker(150 * time.Millisecond)
-		for range 25 {
-			<-tap.C
+		tick := time.NewTicker(150 * time.Millisecond)
+		var longest time.Duration // between two taps
+		for i, last := 0, time.Now(); i < 25; i++ {
+			<-tick.C
 			b.tap(x, y)
+			longest, last = max(longest, time.Since(last)), time.Now()
 		}
-		tap.Stop()
+		tick.Stop()
+		if longest > holdBack/2 {
+			if slow++; slow > 8 {
+				t.Skipf("a tap takes %v: this machine is too busy to tap fast", longest)
+			}
+			place--
+			continue
+		}
 		if got := b.script("location.pathname"); got != "/wechat/confirm" {
 			t.Errorf("place %d: the taps lead to %s", place, got)
 		}
