@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
-	"net/url"
 	"path"
 	"slices"
 	"strconv"
@@ -49,6 +48,7 @@ var (
 	errPush        = errors.New("not a push")
 	errNothingHere = errors.New("nothing here")
 	errRateLimited = errors.New("too many requests")
+	errNoTicket    = errors.New("no ticket")
 	errMethod      = errors.New("no such method here")
 	errCrossOrigin = errors.New("from another site")
 	errGuessing    = errors.New("too many bad signatures")
@@ -156,19 +156,6 @@ func nothing(mux *http.ServeMux, w http.ResponseWriter, r *http.Request) error {
 // guard sets the security headers of every answer, keeps other sites from what
 // changes state, and lets the front ends of ALLOWED_ORIGINS use what a login takes.
 func (s *server) guard(mux *http.ServeMux) http.Handler {
-	type header struct {
-		name  string
-		value []string
-	}
-	headers := []header{
-		{"Content-Security-Policy", []string{"default-src 'none'; frame-ancestors 'none'"}},
-		{"X-Content-Type-Options", []string{"nosniff"}},
-		{"Referrer-Policy", []string{"same-origin"}}, // no-referrer would make the Origin of our own forms null
-		{"Cache-Control", []string{"no-store"}},
-	}
-	if s.config.tlsCert != "" { // else it is for the proxy to say
-		headers = append(headers, header{"Strict-Transport-Security", []string{"max-age=31536000"}})
-	}
 	protection := http.NewCrossOriginProtection()
 	protection.AddInsecureBypassPattern("POST /wechat/message") // signed, and WeChat is no browser
 	if own, err := parseOrigin(s.config.publicURL); err == nil {
@@ -176,8 +163,12 @@ func (s *server) guard(mux *http.ServeMux) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
-		for _, h := range headers {
-			header[h.name] = h.value
+		header.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		header.Set("X-Content-Type-Options", "nosniff")
+		header.Set("Referrer-Policy", "same-origin") // no-referrer would make the Origin of our own forms null
+		header.Set("Cache-Control", "no-store")
+		if s.config.tlsCert != "" { // else it is for the proxy to say
+			header.Set("Strict-Transport-Security", "max-age=31536000")
 		}
 		if len(s.config.allowedOrigins) > 0 && s.allow(w, r) {
 			return
@@ -453,18 +444,22 @@ func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
 // news, after S seconds at most. A wait that is no number, or negative, is none,
 // and so is one that finds no place to park.
 func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
-	k := digest(parameter(r, "ticket"))
+	query := r.URL.Query()
+	if !query.Has("ticket") {
+		return errNoTicket
+	}
+	k := digest(query.Get("ticket"))
 	ticket, err := s.tickets.look(r.Context(), k)
 	if err != nil {
 		return err
 	}
-	if seconds, _ := strconv.Atoi(cmp.Or(parameter(r, "wait"), "0")); seconds > 0 {
+	if seconds, _ := strconv.Atoi(query.Get("wait")); seconds > 0 {
 		if leave, ok := s.park(r, k); ok {
 			defer leave()
 			wait := time.Duration(min(seconds, maxWait)) * time.Second
 			// The server's ReadTimeout would end the request's context meanwhile.
 			http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait + readTimeout))
-			seen := cmp.Or(status(parameter(r, "status")), ticket.Status)
+			seen := cmp.Or(status(query.Get("status")), ticket.Status)
 			s.metrics.waiting.Add(1)
 			ticket, err = s.tickets.wait(r.Context(), k, wait, func(now record) bool { return now.Status != seen })
 			s.metrics.waiting.Add(-1)
@@ -500,18 +495,6 @@ func (s *server) park(r *http.Request, ticket key) (leave func(), ok bool) {
 	}
 	r.Header, r.Host = kept, ""
 	return func() { s.parked.leave(ticket, who.key) }, true
-}
-
-// parameter returns a parameter of a query. It makes no map of them all, which
-// would be a tenth of a poll's cost.
-func parameter(r *http.Request, name string) string {
-	for pair := range strings.SplitSeq(r.URL.RawQuery, "&") {
-		if key, value, _ := strings.Cut(pair, "="); key == name {
-			value, _ = url.QueryUnescape(value)
-			return value
-		}
-	}
-	return ""
 }
 
 // A pollAnswer tells a browser where its login stands. What does not apply is
@@ -744,6 +727,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		{errSignature, 403, "bad_signature", "the signature is missing or wrong"},
 		{errTooLarge, 413, "too_large", "the body is too large"},
 		{errPush, 400, "bad_push", "the body is not a push of WeChat's"},
+		{errNoTicket, 400, "missing_ticket", "the parameter ticket is missing"},
 		{errNoSession, 401, "no_session", "not logged in, or no longer"},
 		{errCrossOrigin, 403, "cross_origin", "another site may not ask for this"},
 		{errNothingHere, 404, "not_found", "there is nothing here, or no longer"},
@@ -790,7 +774,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 
 // write ends a handler: whether the client is still there is not its concern.
 func write(w http.ResponseWriter, status int, contentType string, body []byte) error {
-	w.Header()["Content-Type"] = []string{contentType} // Set would look for the canonical name, at each poll
+	w.Header().Set("Content-Type", contentType)
 	w.WriteHeader(status)
 	w.Write(body)
 	return nil
