@@ -28,7 +28,7 @@ const (
 	redisChannel   = "changed"       // after the prefix
 	redisURLFormat = `rediss?://([^:@/?#]*:[^/?#]+@)?([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[0-9]{0,9})?`
 
-	redisACL = "Redis lets the user of REDIS_URL do too little: ~PREFIX* &PREFIX* +set +get +eval +publish +subscribe +ping"
+	redisACL = "REDIS_URL names a user who may too little: ~PREFIX* &PREFIX* +set +get +eval +publish +subscribe +ping"
 
 	// swapScript puts ARGV[2] in the place of ARGV[1]. It is true again for
 	// whoever has done so and asks again, because the answer was lost.
