@@ -663,7 +663,7 @@ func TestSilentSubscriptionIsAskedAndThenReplaced(t *testing.T) {
 
 func FuzzReaderOfRedis(f *testing.F) {
 	for _, seed := range []string{"+OK\r\n", ":1\r\n", "$-1\r\n", "$0\r\n\r\n", "$2\r\nab\r\n", "-ERR x\r\n",
-		"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nk\r\n", "*3\r\n*3\r\n*3\r\n", "$536870912\r\n"} {
+		"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nk\r\n", "*3\r\n*3\r\n+a\r\n+b\r\n+c\r\n+d\r\n+e\r\n", "$536870912\r\n"} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
