@@ -1,0 +1,680 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A realRedis is a redis-server on loopback, with its data in a directory of the test's.
+type realRedis struct {
+	t    *testing.T
+	dir  string
+	port string
+	args []string
+	cmd  *exec.Cmd // nil while it is stopped
+}
+
+// startRedis starts a redis-server, which ends with the test.
+func startRedis(t *testing.T, args ...string) *realRedis {
+	t.Helper()
+	program(t, "redis-server", "redis-server")
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	_, port, _ := net.SplitHostPort(free.Addr().String())
+	free.Close()
+	s := &realRedis{t: t, dir: t.TempDir(), port: port, args: args}
+	s.start()
+	t.Cleanup(s.kill)
+	return s
+}
+
+// start starts the server, with the data it had, and waits until it answers.
+func (s *realRedis) start() {
+	s.t.Helper()
+	args := append([]string{"--port", s.port, "--bind", "127.0.0.1", "--dir", s.dir, "--save", "",
+		"--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0"}, s.args...)
+	s.cmd = exec.Command("redis-server", args...)
+	must(s.t, s.cmd.Start())
+	for range 500 {
+		if conn, err := net.Dial("tcp", "127.0.0.1:"+s.port); err == nil {
+			io.WriteString(conn, "PING\r\n")
+			answer, _ := bufio.NewReader(conn).ReadString('\n')
+			conn.Close()
+			if answer != "" && !strings.HasPrefix(answer, "-LOADING") {
+				return
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	s.t.Fatal("redis-server does not answer")
+}
+
+// kill ends the server with SIGKILL, also a frozen one.
+func (s *realRedis) kill() {
+	if s.cmd != nil {
+		s.cmd.Process.Kill()
+		s.cmd.Wait()
+		s.cmd = nil
+	}
+}
+
+// freeze stops the server, which keeps its connections and answers nothing.
+func (s *realRedis) freeze() { must(s.t, s.cmd.Process.Signal(syscall.SIGSTOP)) }
+func (s *realRedis) thaw()   { must(s.t, s.cmd.Process.Signal(syscall.SIGCONT)) }
+
+// empty forgets the data of a stopped server.
+func (s *realRedis) empty() { must(s.t, os.RemoveAll(filepath.Join(s.dir, "appendonlydir"))) }
+
+// do runs a command as the server's administrator would.
+func (s *realRedis) do(args ...string) string {
+	s.t.Helper()
+	value, err := newTestRedis(s.t, "redis://127.0.0.1:"+s.port, nil).do(s.t.Context(), args...)
+	must(s.t, err)
+	return string(value)
+}
+
+// follow makes the server a read-only replica; of nobody, it is a master again.
+func (s *realRedis) follow(master *realRedis) {
+	s.t.Helper()
+	if master == nil {
+		s.do("REPLICAOF", "NO", "ONE")
+		return
+	}
+	s.do("REPLICAOF", "127.0.0.1", master.port)
+	for range 500 {
+		if strings.Contains(s.do("INFO", "replication"), "master_link_status:up") {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	s.t.Fatal("the replica does not follow")
+}
+
+// client returns a client of the server, and its log.
+func (s *realRedis) client() (*redis, *lockedBuffer) {
+	logged := new(lockedBuffer)
+	return newTestRedis(s.t, "redis://127.0.0.1:"+s.port, logged), logged
+}
+
+// A lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) count(word string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Count(b.text.String(), word)
+}
+
+func newTestRedis(t *testing.T, rawURL string, logged *lockedBuffer) *redis {
+	t.Helper()
+	u, err := parseRedisURL(rawURL)
+	must(t, err)
+	var out io.Writer = io.Discard
+	if logged != nil {
+		out = io.MultiWriter(logged, t.Output())
+	}
+	r := newRedis(u, nil, "wxscan:", slog.New(slog.NewTextHandler(out, nil)))
+	t.Cleanup(func() {
+		for range redisConns {
+			(<-r.idle).close()
+		}
+	})
+	return r
+}
+
+// eventually waits until something is so.
+func eventually(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	for range 1000 {
+		if so() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("never: " + what)
+}
+
+func TestRedisURLNamesServerUserAndDatabase(t *testing.T) {
+	for _, test := range []struct{ text, scheme, host, user, password, path string }{
+		{"redis://example.org", "redis", "example.org:6379", "", "", ""},
+		{"redis://127.0.0.1:1234/5", "redis", "127.0.0.1:1234", "", "", "/5"},
+		{"rediss://[::1]/", "rediss", "[::1]:6379", "", "", "/"},
+		{"redis://:secret@redis_1:1", "redis", "redis_1:1", "", "secret", ""},
+		{"redis://me:s%2Fcr%23t@h:1/0", "redis", "h:1", "me", "s/cr#t", "/0"},
+		{"redis://me:a:b@c@h", "redis", "h:6379", "me", "a:b@c", ""},
+	} {
+		u, err := parseRedisURL(test.text)
+		if err != nil {
+			t.Errorf("%s: %v", test.text, err)
+			continue
+		}
+		password, _ := u.User.Password()
+		got := []string{u.Scheme, u.Host, u.User.Username(), password, u.Path}
+		if want := []string{test.scheme, test.host, test.user, test.password, test.path}; !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", test.text, got, want)
+		}
+	}
+}
+
+func TestMalformedRedisURLIsRefusedWithoutItsPassword(t *testing.T) {
+	for _, text := range []string{
+		"", "secret", "http://:secret@h", "redis:h", "redis://", "redis://:secret@", "redis://secret@h", "redis://h:secret",
+		"redis://h/secret", "redis://h/-1", "redis://h?db=1", "redis://:secret%zz@h", "redis://:sec#ret@h",
+		"redis://:sec/ret@h", "redis://:sec?ret@h", "redis://:secret@h:999999", "redis://:secret@h/1/2", "redis://h h",
+		"redis://:@h", " redis://h", "redis://h\n", "redis://:secret@a,b", "redis://[::1",
+	} {
+		if u, err := parseRedisURL(text); err == nil {
+			t.Errorf("%q is taken for %v", text, u)
+		} else if strings.Contains(err.Error(), "sec") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+func TestRedisGivesOneNameToOneValue(t *testing.T) {
+	r, _ := startRedis(t).client()
+	ctx := t.Context()
+	if value, err := r.get(ctx, "a"); value != nil || err != nil {
+		t.Fatalf("%q, %v before anything is kept", value, err)
+	}
+	odd := []byte("\r\n$-1\r\n\x00\xff")
+	for _, test := range []struct {
+		value []byte
+		want  bool
+	}{{odd, true}, {odd, true}, {[]byte("b"), false}} { // the second is the first again, after a lost answer
+		if added, err := r.add(ctx, "a", test.value, time.Minute); added != test.want || err != nil {
+			t.Errorf("adding %q: %v, %v", test.value, added, err)
+		}
+	}
+	if value, err := r.get(ctx, "a"); !bytes.Equal(value, odd) || err != nil {
+		t.Errorf("got %q, %v", value, err)
+	}
+	if earlier, err := r.first(ctx, "a", []byte("c"), time.Minute); !bytes.Equal(earlier, odd) || err != nil {
+		t.Errorf("earlier: %q, %v", earlier, err)
+	}
+	if earlier, err := r.first(ctx, "empty", nil, time.Minute); earlier != nil || err != nil {
+		t.Errorf("%q, %v", earlier, err)
+	}
+	if value, err := r.get(ctx, "empty"); value == nil || len(value) != 0 || err != nil {
+		t.Errorf("an empty value is %#v, %v", value, err)
+	}
+	big := bytes.Repeat([]byte("x"), maxRedisValue)
+	if added, err := r.add(ctx, "big", big, time.Minute); !added || err != nil {
+		t.Fatal(added, err)
+	}
+	if value, err := r.get(ctx, "big"); !bytes.Equal(value, big) || err != nil {
+		t.Errorf("%d bytes, %v", len(value), err)
+	}
+}
+
+func TestSwapInRedisHasOneWinnerWhoIsToldSoAgain(t *testing.T) {
+	r, _ := startRedis(t).client()
+	ctx := t.Context()
+	r.add(ctx, "k", []byte("0"), time.Minute)
+	var won atomic.Int32
+	var racers sync.WaitGroup
+	for i := range 100 {
+		racers.Go(func() {
+			next := fmt.Appendf(nil, "next %d", i)
+			for range 2 { // as if the first answer was lost
+				switch ok, err := r.swap(ctx, "k", []byte("0"), next, time.Minute); {
+				case err != nil:
+					t.Error(err)
+				case ok:
+					won.Add(1)
+				}
+			}
+		})
+	}
+	racers.Wait()
+	if won.Load() != 2 {
+		t.Errorf("%d wins, want one caller's two", won.Load())
+	}
+	if ok, err := r.swap(ctx, "none", nil, []byte("1"), time.Minute); ok || err != nil {
+		t.Errorf("a swap of nothing: %v, %v", ok, err)
+	}
+	if ok, err := r.swap(ctx, "none", []byte(""), []byte("1"), time.Minute); ok || err != nil {
+		t.Errorf("a swap of nothing for an empty value: %v, %v", ok, err)
+	}
+}
+
+func TestValuesInRedisEndWithTheirLife(t *testing.T) {
+	server := startRedis(t)
+	r, _ := server.client()
+	ctx := t.Context()
+	r.add(ctx, "a", []byte("1"), time.Hour)
+	if ok, err := r.swap(ctx, "a", []byte("1"), []byte("2"), 90*time.Second); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if left := server.do("PTTL", "wxscan:a"); len(left) != 5 || left > "90000" {
+		t.Errorf("%s ms left, want 90000", left)
+	}
+	if _, err := r.add(ctx, "b", []byte("1"), 0); err != nil { // shorter than Redis knows
+		t.Error(err)
+	}
+	eventually(t, "a value ends", func() bool { value, err := r.get(ctx, "b"); return value == nil && err == nil })
+}
+
+func TestRefusalsOfRedisAreInPlainWords(t *testing.T) {
+	open := startRedis(t)
+	locked := startRedis(t, "--requirepass", "secret")
+	users := startRedis(t, "--user", "default", "on", "nopass", "~*", "&*", "+@all",
+		"--user", "me", "on", ">secret", "~wxscan:*", "&wxscan:*", "-@all",
+		"+set", "+get", "+eval", "+publish", "+subscribe", "+ping", "+select",
+		"--user", "other", "on", ">secret", "~other:*", "&*", "+@all",
+		"--user", "mute", "on", ">secret", "~*", "resetchannels", "+@all")
+	cluster := startRedis(t, "--cluster-enabled", "yes", "--appendonly", "no")
+	for _, test := range []struct{ auth, port, db, want string }{
+		{"", open.port, "", ""},
+		{"", open.port, "/15", ""},
+		{"", open.port, "/16", "does not have the database"},
+		{":secret@", open.port, "", "has a password, and Redis asks for none"},
+		{"", locked.port, "", "asks for a password"},
+		{":wrongsecret@", locked.port, "", "takes no such user and password"},
+		{":secret@", locked.port, "/1", ""},
+		{"me:secret@", users.port, "/1", ""},
+		{"nobody:secret@", users.port, "", "takes no such user and password"},
+		{"other:secret@", users.port, "", "may too little"},
+		{"mute:secret@", users.port, "", "may too little"},
+		{"", cluster.port, "", "Cluster is not supported"},
+		{"", cluster.port, "/1", "Cluster is not supported"},
+	} {
+		r := newTestRedis(t, "redis://"+test.auth+"127.0.0.1:"+test.port+test.db, nil)
+		err := r.check(t.Context())
+		_, refused := errors.AsType[refusal](err)
+		switch {
+		case test.want == "" && err != nil:
+			t.Errorf("%+v: %v", test, err)
+		case test.want == "":
+		case err == nil || !refused || !strings.Contains(err.Error(), test.want):
+			t.Errorf("%+v: %v, a refusal: %v", test, err, refused)
+		case strings.Contains(err.Error(), "secret"):
+			t.Errorf("%+v gives away the password: %v", test, err)
+		}
+	}
+}
+
+func TestRedisThatIsRestartedCostsNoCommand(t *testing.T) {
+	server := startRedis(t)
+	r, logged := server.client()
+	ctx := t.Context()
+	for range 2 * redisConns { // dial them all
+		must(t, r.check(ctx))
+	}
+	r.add(ctx, "a", []byte("1"), time.Minute)
+	server.kill()
+	server.start()
+	for range 2 * redisConns {
+		if value, err := r.get(ctx, "a"); string(value) != "1" || err != nil {
+			t.Fatalf("%q, %v", value, err)
+		}
+	}
+	if !r.up() || logged.count("away") != 0 {
+		t.Error("Redis counts as away")
+	}
+}
+
+func TestRedisThatGoesAndComesBackIsLoggedOnceEach(t *testing.T) {
+	server := startRedis(t)
+	r, logged := server.client()
+	ctx := t.Context()
+	must(t, r.check(ctx))
+	server.kill()
+	for range 20 {
+		if err := r.check(ctx); !errors.Is(err, errStoreUnavailable) || r.up() {
+			t.Fatal(err, r.up())
+		}
+	}
+	server.empty()
+	server.start()
+	must(t, r.check(ctx))
+	must(t, r.check(ctx))
+	if !r.up() || logged.count("Redis is away") != 1 || logged.count("Redis is back") != 1 {
+		t.Error("not one line each")
+	}
+}
+
+func TestFrozenRedisHoldsNobodyForThreeSeconds(t *testing.T) {
+	server := startRedis(t)
+	r, _ := server.client()
+	ctx := t.Context()
+	for range redisConns {
+		must(t, r.check(ctx))
+	}
+	r.add(ctx, "a", []byte("1"), time.Minute)
+	server.freeze()
+	var callers sync.WaitGroup
+	for range 5 * redisConns {
+		callers.Go(func() {
+			start := time.Now()
+			_, err := r.get(ctx, "a")
+			if took := time.Since(start); !errors.Is(err, errStoreUnavailable) || took > 2500*time.Millisecond {
+				t.Errorf("%v after %v", err, took)
+			}
+		})
+	}
+	callers.Wait()
+	server.thaw()
+	if value, err := r.get(ctx, "a"); string(value) != "1" || err != nil {
+		t.Errorf("thawed: %q, %v", value, err)
+	}
+}
+
+func TestReadOnlyReplicaIsAwayUntilItIsPromoted(t *testing.T) {
+	master, server := startRedis(t), startRedis(t)
+	r, logged := server.client()
+	ctx := t.Context()
+	must(t, r.check(ctx))
+	server.follow(master)
+	for range 5 {
+		err := r.check(ctx)
+		if _, refused := errors.AsType[refusal](err); refused || !errors.Is(err, errStoreUnavailable) {
+			t.Fatal(err)
+		}
+		if _, err := r.swap(ctx, "none", nil, []byte("1"), time.Minute); err != nil { // which only reads
+			t.Error(err)
+		}
+		if _, err := r.get(ctx, "a"); err != nil || r.up() {
+			t.Errorf("%v, up: %v", err, r.up())
+		}
+	}
+	server.follow(nil)
+	must(t, r.check(ctx))
+	if logged.count("Redis is away") != 1 || logged.count("Redis is back") != 1 {
+		t.Error("not one line each")
+	}
+}
+
+func TestWatchHearsOfSwapsAlsoAfterARestart(t *testing.T) {
+	server := startRedis(t)
+	r, logged := server.client()
+	other, _ := server.client()
+	ctx, cancel := context.WithCancel(t.Context())
+	changed, resubscribed, ended := make(chan string, 100), make(chan bool, 100), make(chan bool)
+	go func() {
+		defer close(ended)
+		r.watch(ctx, func(name string) { changed <- name }, func() { resubscribed <- true })
+	}()
+	<-resubscribed
+	swap := func(name string) {
+		t.Helper()
+		other.add(ctx, name, []byte("1"), time.Minute)
+		if ok, err := other.swap(ctx, name, []byte("1"), []byte("2"), time.Minute); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		if got := <-changed; got != name {
+			t.Errorf("got %q, want %q", got, name)
+		}
+	}
+	swap("a")
+	server.kill()
+	server.start()
+	<-resubscribed
+	swap("b")
+	cancel()
+	<-ended
+	if logged.count("level") != 0 {
+		t.Error("the subscription writes to the log")
+	}
+}
+
+func TestWatchSaysOnceThatItMayNotSubscribe(t *testing.T) {
+	server := startRedis(t, "--user", "me", "on", ">secret", "~*", "&*", "+@all", "-subscribe")
+	logged := new(lockedBuffer)
+	r := newTestRedis(t, "redis://me:secret@127.0.0.1:"+server.port, logged)
+	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+	defer cancel()
+	r.watch(ctx, func(string) {}, func() { t.Error("subscribed") })
+	if logged.count("tells of no changes") != 1 || !r.up() {
+		t.Error("not one line")
+	}
+}
+
+func TestHealthIsKnownWhileNobodyAsks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var away atomic.Bool
+		r, logged := fakeRedis(t, func(_ int, conn net.Conn, commands *bufio.Reader) {
+			for args := readCommand(commands); args != nil && !away.Load(); args = readCommand(commands) {
+				io.WriteString(conn, ":1\r\n")
+			}
+		})
+		var watching sync.WaitGroup
+		watching.Go(func() { r.watchHealth(ctx) })
+		for _, up := range []bool{true, false, false, true} {
+			away.Store(!up)
+			time.Sleep(redisPingEvery)
+			if synctest.Wait(); r.up() != up {
+				t.Errorf("up is %v, want %v", r.up(), up)
+			}
+		}
+		cancel()
+		watching.Wait()
+		if logged.count("Redis is away") != 1 || logged.count("Redis is back") != 1 {
+			t.Error("not one line each")
+		}
+	})
+}
+
+func TestRedissTrustsTheCertificatesOfREDIS_CA(t *testing.T) {
+	signer := httptest.NewTLSServer(nil) // has a certificate for 127.0.0.1
+	defer signer.Close()
+	dir := t.TempDir()
+	ca, keyFile := filepath.Join(dir, "ca.pem"), filepath.Join(dir, "key.pem")
+	private, err := x509.MarshalPKCS8PrivateKey(signer.TLS.Certificates[0].PrivateKey)
+	must(t, err)
+	write := func(file, kind string, der []byte) {
+		must(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+	}
+	write(ca, "CERTIFICATE", signer.Certificate().Raw)
+	write(keyFile, "PRIVATE KEY", private)
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	address := free.Addr().String()
+	free.Close()
+	_, port, _ := net.SplitHostPort(address)
+	startRedis(t, "--tls-port", port, "--tls-cert-file", ca, "--tls-key-file", keyFile,
+		"--tls-ca-cert-file", ca, "--tls-auth-clients", "no")
+	r := newTestRedis(t, "rediss://"+address, nil)
+	if err := r.check(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("an unknown certificate: %v", err)
+	}
+	roots, err := readCA(ca)
+	must(t, err)
+	must(t, newRedis(r.url, roots, "wxscan:", slog.New(slog.DiscardHandler)).check(t.Context()))
+	if _, err := readCA(keyFile); err == nil {
+		t.Error("a key is taken for a certificate")
+	}
+}
+
+// fakeRedis returns a client, for a bubble, each of whose connections is served
+// by serve, which is told which one it is, from 1.
+func fakeRedis(t *testing.T, serve func(n int, conn net.Conn, commands *bufio.Reader)) (*redis, *lockedBuffer) {
+	t.Helper()
+	logged := new(lockedBuffer)
+	r := newTestRedis(t, "redis://fake", logged)
+	var dialed atomic.Int32
+	r.dial = func(context.Context, string, string) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		n := int(dialed.Add(1))
+		go func() { // until either end closes
+			defer theirs.Close()
+			serve(n, theirs, bufio.NewReader(theirs))
+		}()
+		return ours, nil
+	}
+	return r, logged
+}
+
+// readCommand reads a command, and says what its strings are.
+func readCommand(in *bufio.Reader) (args []string) {
+	var n, size int
+	fmt.Fscanf(in, "*%d\r\n", &n)
+	for range n {
+		fmt.Fscanf(in, "$%d\r\n", &size)
+		arg := make([]byte, size+2)
+		io.ReadFull(in, arg)
+		args = append(args, string(arg[:size]))
+	}
+	return args
+}
+
+func TestWhatIsNotRedisFailsWithinItsTime(t *testing.T) {
+	for _, answer := range []string{
+		"", "HTTP/1.1 400 Bad Request\r\n\r\n", "$536870912\r\n", "$9223372036854775808\r\n", "$-2\r\n", "$65537\r\n",
+		"*1000000\r\n", "*0\r\n", "*-1\r\n", "*2\r\n$1\r\na\r\n", "$5\r\nab", "$2\r\nabcd", "+OK\n", "\r\n", "+OK",
+		"*3\r\n*3\r\n+a\r\n+b\r\n+c\r\n+d\r\n+e\r\n", "*1\r\n-ERR no\r\n", ":" + strings.Repeat("1", 5000), "\x00\xff\r\n",
+		"*2\r\n+a\r\n+b\r\n", "-LOADING Redis is loading the dataset in memory\r\n",
+	} {
+		for _, silent := range []bool{false, true} { // after its answer
+			synctest.Test(t, func(t *testing.T) {
+				r, _ := fakeRedis(t, func(_ int, conn net.Conn, commands *bufio.Reader) {
+					readCommand(commands)
+					io.WriteString(conn, answer)
+					if silent {
+						io.Copy(io.Discard, commands)
+					}
+				})
+				start := time.Now()
+				value, err := r.get(t.Context(), "a")
+				if value != nil || !errors.Is(err, errStoreUnavailable) || time.Since(start) > redisTimeout || r.up() {
+					t.Errorf("%q: %q, %v after %v", answer, value, err, time.Since(start))
+				}
+			})
+		}
+	}
+}
+
+func TestConnectionCutInAnAnswerCostsNoCommandUnlessItWasNew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, _ := fakeRedis(t, func(n int, conn net.Conn, commands *bufio.Reader) {
+			readCommand(commands)
+			io.WriteString(conn, "$1\r\n1\r\n")
+			if readCommand(commands); n <= redisConns {
+				io.WriteString(conn, "$1\r\n") // and no more
+				return
+			}
+			io.WriteString(conn, "$1\r\n2\r\n")
+		})
+		for _, want := range []string{"1", "1"} { // on a connection of its own; on an old one that is cut
+			for range redisConns {
+				if value, err := r.get(t.Context(), "a"); string(value) != want || err != nil {
+					t.Fatalf("got %q, %v, want %q", value, err, want)
+				}
+			}
+		}
+	})
+}
+
+func TestFailoverSendsTheCommandToTheNewMaster(t *testing.T) {
+	for _, code := range []string{"READONLY You can't write", "LOADING x", "MASTERDOWN x"} {
+		synctest.Test(t, func(t *testing.T) {
+			var failedOver atomic.Bool
+			r, logged := fakeRedis(t, func(n int, conn net.Conn, commands *bufio.Reader) {
+				for args := readCommand(commands); args != nil; args = readCommand(commands) {
+					answer := ":1\r\n"
+					if failedOver.Load() && n <= redisConns {
+						answer = "-" + code + "\r\n"
+					}
+					io.WriteString(conn, answer)
+				}
+			})
+			for i := range 3 * redisConns {
+				failedOver.Store(i >= redisConns)
+				if won, err := r.swap(t.Context(), "a", nil, nil, time.Minute); !won || err != nil {
+					t.Fatal(won, err)
+				}
+			}
+			if logged.count("level") != 0 {
+				t.Error("logged")
+			}
+		})
+	}
+}
+
+func TestEndOfTheContextCutsNoCommandOff(t *testing.T) {
+	r, _ := startRedis(t).client()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if added, err := r.add(ctx, "a", []byte("1"), time.Minute); !added || err != nil {
+		t.Error(added, err)
+	}
+}
+
+func TestSilentSubscriptionIsAskedAndThenReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var dialed, pings atomic.Int32
+		r, _ := fakeRedis(t, func(n int, conn net.Conn, commands *bufio.Reader) {
+			dialed.Store(int32(n))
+			readCommand(commands)
+			io.WriteString(conn, "*3\r\n$9\r\nsubscribe\r\n$14\r\nwxscan:changed\r\n:1\r\n")
+			for args := readCommand(commands); args != nil; args = readCommand(commands) {
+				if pings.Add(1) <= 3 {
+					io.WriteString(conn, "*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+				}
+			}
+		})
+		start, resubscribed := time.Now(), make(chan time.Duration, 10)
+		var watching sync.WaitGroup
+		watching.Go(func() {
+			r.watch(ctx, func(string) { t.Error("a change") }, func() { resubscribed <- time.Since(start) })
+		})
+		// Three pings are answered, the fourth is not; then a pause.
+		if first, second := <-resubscribed, <-resubscribed; first != 0 || second != 4*redisPingEvery+2*redisTimeout {
+			t.Errorf("subscribed after %v and %v", first, second)
+		}
+		cancel()
+		watching.Wait()
+		if dialed.Load() != 2 {
+			t.Errorf("%d connections", dialed.Load())
+		}
+	})
+}
+
+func FuzzReaderOfRedis(f *testing.F) {
+	for _, seed := range []string{"+OK\r\n", ":1\r\n", "$-1\r\n", "$0\r\n\r\n", "$2\r\nab\r\n", "-ERR x\r\n",
+		"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nk\r\n", "*3\r\n*3\r\n+a\r\n+b\r\n+c\r\n+d\r\n+e\r\n", "$536870912\r\n"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		values, err := readReply(bufio.NewReader(bytes.NewReader(data)))
+		if (err == nil) != (len(values) >= 1 && len(values) <= 3) {
+			t.Fatalf("%q, %v", values, err)
+		}
+		for _, value := range values {
+			if len(value) > maxRedisValue || !bytes.Contains(data, value) {
+				t.Errorf("%q of %q", value, data)
+			}
+		}
+	})
+}
