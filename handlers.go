@@ -317,8 +317,8 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 
 // readPush returns the event of a push that is really from WeChat, or nil if
 // the same push came before; else errSignature, errGuessing, errTooLarge or
-// errPush. Our settings decide whether it must be sealed, never the request; of a sealed
-// push, only the sealed part counts.
+// errPush. Our settings decide whether it must be sealed, never the request; of
+// a sealed push, only the sealed part counts.
 func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error) {
 	query := r.URL.Query()
 	signed := []string{s.config.token, query.Get("timestamp"), query.Get("nonce")}

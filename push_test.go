@@ -99,6 +99,19 @@ func TestGoodPushesPassWhateverOthersSend(t *testing.T) {
 	}
 }
 
+func TestWhoCannotBeToldApartIsNotShutOut(t *testing.T) {
+	w := newWorld(t)
+	for range 2 * maxWrong {
+		w.knock("POST", badSignature, "127.0.0.1:1", "")
+	}
+	if out := w.knock("POST", badSignature, "127.0.0.1:1", ""); out.Code != 429 {
+		t.Errorf("a wrong signature: %d", out.Code)
+	}
+	if out := w.knock("POST", w.signed(), "127.0.0.1:1", ""); out.Code != 200 {
+		t.Errorf("WeChat's first push: %d", out.Code)
+	}
+}
+
 func TestGuessesFromManyAddressesLeaveEachButOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -148,7 +161,14 @@ func TestSafeModeReadsNoXMLOfAWrongSignature(t *testing.T) {
 	if status := send(query); status != 403 || body.Len() != len(push) {
 		t.Errorf("%d, and %d bytes of %d are read", status, len(push)-body.Len(), len(push))
 	}
+	for range maxWrong {
+		w.knock("POST", badSignature, "192.0.2.1:1", "") // send's own address
+	}
 	query.Set("signature", good)
+	if status := send(query); status != 429 || body.Len() != len(push) {
+		t.Errorf("of a client that is shut out: %d, and %d bytes of %d are read", status, len(push)-body.Len(), len(push))
+	}
+	w.guesses = newGuessGuard()
 	if status := send(query); status != 200 || !w.check(t, qr.Ticket, "").Login {
 		t.Errorf("with the right one: %d", status)
 	}
