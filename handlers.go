@@ -366,13 +366,15 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 	return push, nil
 }
 
-// guesser returns who asks, for the guessGuard.
+// guesser returns who asks, for the guessGuard: of IPv6 the /48, since who has
+// one has 65,536 of /64.
 func (s *server) guesser(r *http.Request) string {
 	who := client(r, s.config.trusted)
 	if who.IsLoopback() {
 		return untold
 	}
-	return shares(who)[0].key
+	known := shares(who)
+	return known[len(known)-1].key
 }
 
 // A qrAnswer is a new ticket, for the browser alone that asked for it.

@@ -112,6 +112,19 @@ func TestWhoCannotBeToldApartIsNotShutOut(t *testing.T) {
 	}
 }
 
+func TestAnIPv6NetworkOfOneGuesserIsOneClient(t *testing.T) {
+	w := newWorld(t)
+	for i := range maxWrong {
+		w.knock("GET", badSignature, fmt.Sprintf("[2001:db8:1:%x::1]:1", i), "")
+	}
+	if out := w.knock("GET", badSignature, "[2001:db8:1:ffff::1]:1", ""); out.Code != 429 {
+		t.Errorf("from another /64 of the /48: %d", out.Code)
+	}
+	if out := w.knock("GET", badSignature, "[2001:db8:2::1]:1", ""); out.Code != 403 {
+		t.Errorf("from another /48: %d", out.Code)
+	}
+}
+
 func TestGuessesFromManyAddressesLeaveEachButOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
