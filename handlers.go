@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"html"
-	"io"
 	"log/slog"
 	"math"
 	"net/http"
@@ -313,68 +312,6 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 			encrypt, signature(s.config.token, timestamp, nonce, encrypt), timestamp, nonce)
 	}
 	return write(w, http.StatusOK, "text/xml; charset=utf-8", reply)
-}
-
-// readPush returns the event of a push that is really from WeChat, or nil if
-// the same push came before; else errSignature, errGuessing, errTooLarge or
-// errPush. Our settings decide whether it must be sealed, never the request; of
-// a sealed push, only the sealed part counts.
-func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error) {
-	query := r.URL.Query()
-	signed := []string{s.config.token, query.Get("timestamp"), query.Get("nonce")}
-	sign, key, guesser := query.Get("signature"), s.config.aesKey, s.guesser(r)
-	isRight := verify(sign, signed...)
-	switch {
-	case s.guesses.isOut(guesser):
-		return nil, errGuessing
-	case key == nil, query.Has("signature") && !isRight: // WeChat sends it in safe mode too, and it spares us the XML
-		if err := s.guesses.judge(guesser, isRight); err != nil {
-			return nil, err
-		}
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
-		return nil, errTooLarge
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errPush, err)
-	}
-	if key != nil {
-		var envelope event
-		sign = query.Get("msg_signature")
-		isRight = decodeXML(body, &envelope) == nil && verify(sign, append(signed, envelope.Encrypt)...)
-		if err := s.guesses.judge(guesser, isRight); err != nil {
-			return nil, err
-		}
-		if body, err = key.open(envelope.Encrypt, s.config.appID); err != nil {
-			return nil, fmt.Errorf("%w: %w", errSignature, err)
-		}
-	}
-	if seconds, err := strconv.ParseInt(query.Get("timestamp"), 10, 64); err != nil || !s.pushes.fresh(seconds) {
-		return nil, fmt.Errorf("%w: its time is too far from ours: a replay, or clock skew? (PUSH_MAX_SKEW is %v)", errSignature, s.config.maxSkew)
-	}
-	push := new(event)
-	if err := decodeXML(body, push); err != nil {
-		return nil, fmt.Errorf("%w: %w", errPush, err)
-	}
-	switch first, forged := s.pushes.admit(sign, body); {
-	case forged:
-		return nil, fmt.Errorf("%w: it came before, with another body", errSignature)
-	case !first:
-		return nil, nil
-	}
-	return push, nil
-}
-
-// guesser returns who asks, for the guessGuard: of IPv6 the /48, since who has
-// one has 65,536 of /64.
-func (s *server) guesser(r *http.Request) string {
-	who := client(r, s.config.trusted)
-	if who.IsLoopback() {
-		return untold
-	}
-	known := shares(who)
-	return known[len(known)-1].key
 }
 
 // A qrAnswer is a new ticket, for the browser alone that asked for it.
