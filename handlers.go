@@ -53,9 +53,6 @@ var (
 	errGuessing    = errors.New("too many bad signatures")
 )
 
-// beijing is the time of WeChat's users, whatever the server's.
-var beijing = time.FixedZone("UTC+8", 8*60*60)
-
 // A server answers browsers, phones and WeChat.
 type server struct {
 	config   config
@@ -291,25 +288,9 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 	if !first && !again {
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
-	now := time.Now()
-	text, confirm := "您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n"+
-		"You have logged in to %[1]s (%[2]s Beijing time). If this was not you, tell the site, and scan no codes that others send you.", ""
-	if ticket.Status == statusScanned {
-		text = "有人请求以您的身份登录 %[1]s（%[2]s）。<a href=\"%[3]s\">查看并确认</a>。如非本人操作，请勿理会。\n" +
-			"Somebody asks to log in to %[1]s as you (%[2]s Beijing time). <a href=\"%[3]s\">Look and confirm</a>; if it is not you, do nothing."
-		confirm = s.confirmURL(k, ticket)
-	}
-	reply, err := textReply(push, now, fmt.Sprintf(text, site(s.config.publicURL).Host, now.In(beijing).Format("15:04"), confirm))
+	reply, err := s.passiveReply(push, k, ticket)
 	if err != nil {
 		return err
-	}
-	if key := s.config.aesKey; key != nil {
-		timestamp, nonce := strconv.FormatInt(now.Unix(), 10), rand.Text()
-		random := make([]byte, 16)
-		rand.Read(random)
-		encrypt := key.seal(random, reply, s.config.appID)
-		reply = fmt.Appendf(nil, "<xml><Encrypt><![CDATA[%s]]></Encrypt><MsgSignature><![CDATA[%s]]></MsgSignature><TimeStamp>%s</TimeStamp><Nonce><![CDATA[%s]]></Nonce></xml>",
-			encrypt, signature(s.config.token, timestamp, nonce, encrypt), timestamp, nonce)
 	}
 	return write(w, http.StatusOK, "text/xml; charset=utf-8", reply)
 }

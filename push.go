@@ -87,7 +87,8 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 		}
 	}
 	if seconds, err := strconv.ParseInt(query.Get("timestamp"), 10, 64); err != nil || !s.pushes.fresh(seconds) {
-		return nil, fmt.Errorf("%w: its time is too far from ours: a replay, or clock skew? (PUSH_MAX_SKEW is %v)", errSignature, s.config.maxSkew)
+		return nil, fmt.Errorf("%w: its time is too far from ours: a replay, or clock skew? (PUSH_MAX_SKEW is %v)",
+			errSignature, s.config.maxSkew)
 	}
 	push := new(event)
 	if err := decodeXML(body, push); err != nil {
@@ -258,6 +259,35 @@ func textReply(to *event, now time.Time, text string) ([]byte, error) {
 	})
 }
 
+// beijing is the time of WeChat's users, whatever the server's.
+var beijing = time.FixedZone("UTC+8", 8*60*60)
+
+// passiveReply returns what tells the sender of a push where the ticket with key
+// k stands; sealed, if there is a key.
+func (s *server) passiveReply(to *event, k key, ticket record) ([]byte, error) {
+	now, confirm := time.Now(), ""
+	text := "您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n" +
+		"You have logged in to %[1]s (%[2]s Beijing time). " +
+		"If this was not you, tell the site, and scan no codes that others send you."
+	if ticket.Status == statusScanned {
+		text = "有人请求以您的身份登录 %[1]s（%[2]s）。<a href=\"%[3]s\">查看并确认</a>。如非本人操作，请勿理会。\n" +
+			"Somebody asks to log in to %[1]s as you (%[2]s Beijing time). " +
+			"<a href=\"%[3]s\">Look and confirm</a>; if it is not you, do nothing."
+		confirm = s.confirmURL(k, ticket)
+	}
+	text = fmt.Sprintf(text, site(s.config.publicURL).Host, now.In(beijing).Format("15:04"), confirm)
+	reply, err := textReply(to, now, text)
+	if err != nil || s.config.aesKey == nil {
+		return reply, err
+	}
+	timestamp, nonce, random := strconv.FormatInt(now.Unix(), 10), rand.Text(), make([]byte, 16)
+	rand.Read(random)
+	encrypt := s.config.aesKey.seal(random, reply, s.config.appID)
+	return fmt.Appendf(nil, "<xml><Encrypt><![CDATA[%s]]></Encrypt><MsgSignature><![CDATA[%s]]></MsgSignature>"+
+		"<TimeStamp>%s</TimeStamp><Nonce><![CDATA[%s]]></Nonce></xml>",
+		encrypt, signature(s.config.token, timestamp, nonce, encrypt), timestamp, nonce), nil
+}
+
 // signedQuery returns a fresh query of WeChat's, signed.
 func (c *config) signedQuery() url.Values {
 	timestamp, nonce := fmt.Sprint(time.Now().Unix()), rand.Text()
@@ -272,7 +302,10 @@ func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values,
 		ToUserName, FromUserName         cdata
 		CreateTime                       int64
 		MsgType, Event, EventKey, Ticket cdata
-	}{xml.Name{}, cdata{"gh_0123456789ab"}, cdata{openID}, time.Now().Unix(), cdata{"event"}, cdata{event}, cdata{eventKey}, cdata{ticket}})
+	}{
+		ToUserName: cdata{"gh_0123456789ab"}, FromUserName: cdata{openID}, CreateTime: time.Now().Unix(),
+		MsgType: cdata{"event"}, Event: cdata{event}, EventKey: cdata{eventKey}, Ticket: cdata{ticket},
+	})
 	query := c.signedQuery()
 	if c.aesKey != nil {
 		encrypt := c.aesKey.seal([]byte(rand.Text()[:16]), message, c.appID)

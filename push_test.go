@@ -44,7 +44,8 @@ func TestWhoGuessesTheTokenIsShutOut(t *testing.T) {
 					}
 				}
 				wrong, guessed := w.knock(method, badSignature, guesser, ""), w.knock(method, right(), guesser, "")
-				if guessed.Code != 429 || guessed.Body.String() != wrong.Body.String() || guessed.Header().Get("Retry-After") != "60" {
+				if guessed.Code != 429 || guessed.Body.String() != wrong.Body.String() ||
+					guessed.Header().Get("Retry-After") != "60" {
 					t.Errorf("%s: a right guess is told from a wrong one: %d %s", method, guessed.Code, guessed.Body)
 				}
 				if other := w.knock("GET", w.signed(), weChat, ""); other.Code != 200 {
@@ -92,7 +93,9 @@ func TestGoodPushesPassWhateverOthersSend(t *testing.T) {
 					w.knock("POST", badSignature, from[0], stranger)
 				}
 				qr := w.begin(t, "getauthqr")
-				if out := w.do("POST", "/wechat/message?"+w.signed(), pushXML("alice", "SCAN", "s", qr.Ticket), "peer", from[0], "X-Forwarded-For", from[1]); out.Code != 200 {
+				push := pushXML("alice", "SCAN", "s", qr.Ticket)
+				out := w.do("POST", "/wechat/message?"+w.signed(), push, "peer", from[0], "X-Forwarded-For", from[1])
+				if out.Code != 200 {
 					t.Fatalf("%s, round %d: a push: %d", name, round, out.Code)
 				}
 				time.Sleep(2 * time.Second)
