@@ -330,31 +330,6 @@ func (d *demo) act(ctx context.Context, link, openID, event string) (string, err
 	return redirect + "?code=" + code + "&state=" + auth[4], err
 }
 
-// signedQuery returns a fresh query of WeChat's, signed.
-func (c *config) signedQuery() url.Values {
-	timestamp, nonce := fmt.Sprint(time.Now().Unix()), rand.Text()
-	return url.Values{"signature": {signature(c.token, timestamp, nonce)}, "timestamp": {timestamp}, "nonce": {nonce}}
-}
-
-// signedPush returns an event as WeChat pushes it: its query and its body,
-// signed, and sealed if there is a key.
-func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values, []byte, error) {
-	message, err := xml.Marshal(struct {
-		XMLName                          xml.Name `xml:"xml"`
-		ToUserName, FromUserName         cdata
-		CreateTime                       int64
-		MsgType, Event, EventKey, Ticket cdata
-	}{xml.Name{}, cdata{"gh_0123456789ab"}, cdata{openID}, time.Now().Unix(), cdata{"event"}, cdata{event}, cdata{eventKey}, cdata{ticket}})
-	query := c.signedQuery()
-	if c.aesKey != nil {
-		encrypt := c.aesKey.seal([]byte(rand.Text()[:16]), message, c.appID)
-		query.Set("encrypt_type", "aes")
-		query.Set("msg_signature", signature(c.token, query.Get("timestamp"), query.Get("nonce"), encrypt))
-		message = fmt.Appendf(nil, "<xml><ToUserName>gh_0123456789ab</ToUserName><Encrypt>%s</Encrypt></xml>", encrypt)
-	}
-	return query, message, err
-}
-
 // push sends an event to the account's server, three times if it is not
 // answered. It returns what the user sees.
 func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string) (string, error) {

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"html"
-	"io"
 	"log/slog"
 	"math"
 	"net/http"
@@ -53,9 +52,6 @@ var (
 	errCrossOrigin = errors.New("from another site")
 	errGuessing    = errors.New("too many bad signatures")
 )
-
-// beijing is the time of WeChat's users, whatever the server's.
-var beijing = time.FixedZone("UTC+8", 8*60*60)
 
 // A server answers browsers, phones and WeChat.
 type server struct {
@@ -283,87 +279,11 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 	if !first && !again {
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
-	now := time.Now()
-	text, confirm := "您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n"+
-		"You have logged in to %[1]s (%[2]s Beijing time). If this was not you, tell the site, and scan no codes that others send you.", ""
-	if ticket.Status == statusScanned {
-		text = "有人请求以您的身份登录 %[1]s（%[2]s）。<a href=\"%[3]s\">查看并确认</a>。如非本人操作，请勿理会。\n" +
-			"Somebody asks to log in to %[1]s as you (%[2]s Beijing time). <a href=\"%[3]s\">Look and confirm</a>; if it is not you, do nothing."
-		confirm = s.confirmURL(k, ticket)
-	}
-	reply, err := textReply(push, now, fmt.Sprintf(text, site(s.config.publicURL).Host, now.In(beijing).Format("15:04"), confirm))
+	reply, err := s.passiveReply(push, k, ticket)
 	if err != nil {
 		return err
 	}
-	if key := s.config.aesKey; key != nil {
-		timestamp, nonce := strconv.FormatInt(now.Unix(), 10), rand.Text()
-		random := make([]byte, 16)
-		rand.Read(random)
-		encrypt := key.seal(random, reply, s.config.appID)
-		reply = fmt.Appendf(nil, "<xml><Encrypt><![CDATA[%s]]></Encrypt><MsgSignature><![CDATA[%s]]></MsgSignature><TimeStamp>%s</TimeStamp><Nonce><![CDATA[%s]]></Nonce></xml>",
-			encrypt, signature(s.config.token, timestamp, nonce, encrypt), timestamp, nonce)
-	}
 	return write(w, http.StatusOK, "text/xml; charset=utf-8", reply)
-}
-
-// readPush returns the event of a push that is really from WeChat, or nil if
-// the same push came before; else errSignature, errGuessing, errTooLarge or
-// errPush. Our settings decide whether it must be sealed, never the request; of a sealed
-// push, only the sealed part counts.
-func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error) {
-	query := r.URL.Query()
-	signed := []string{s.config.token, query.Get("timestamp"), query.Get("nonce")}
-	sign, key, guesser := query.Get("signature"), s.config.aesKey, s.guesser(r)
-	isRight := verify(sign, signed...)
-	switch {
-	case s.guesses.isOut(guesser):
-		return nil, errGuessing
-	case key == nil, query.Has("signature") && !isRight: // WeChat sends it in safe mode too, and it spares us the XML
-		if err := s.guesses.judge(guesser, isRight); err != nil {
-			return nil, err
-		}
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
-		return nil, errTooLarge
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errPush, err)
-	}
-	if key != nil {
-		var envelope event
-		sign = query.Get("msg_signature")
-		isRight = decodeXML(body, &envelope) == nil && verify(sign, append(signed, envelope.Encrypt)...)
-		if err := s.guesses.judge(guesser, isRight); err != nil {
-			return nil, err
-		}
-		if body, err = key.open(envelope.Encrypt, s.config.appID); err != nil {
-			return nil, fmt.Errorf("%w: %w", errSignature, err)
-		}
-	}
-	if seconds, err := strconv.ParseInt(query.Get("timestamp"), 10, 64); err != nil || !s.pushes.fresh(seconds) {
-		return nil, fmt.Errorf("%w: its time is too far from ours: a replay, or clock skew? (PUSH_MAX_SKEW is %v)", errSignature, s.config.maxSkew)
-	}
-	push := new(event)
-	if err := decodeXML(body, push); err != nil {
-		return nil, fmt.Errorf("%w: %w", errPush, err)
-	}
-	switch first, forged := s.pushes.admit(sign, body); {
-	case forged:
-		return nil, fmt.Errorf("%w: it came before, with another body", errSignature)
-	case !first:
-		return nil, nil
-	}
-	return push, nil
-}
-
-// guesser returns who asks, for the guessGuard.
-func (s *server) guesser(r *http.Request) string {
-	who := client(r, s.config.trusted)
-	if who.IsLoopback() {
-		return untold
-	}
-	return shares(who)[0].key
 }
 
 // A qrAnswer is a new ticket, for the browser alone that asked for it.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/sha256"
 	"maps"
 	"net/http"
 	"net/netip"
@@ -165,66 +164,6 @@ func client(r *http.Request, trusted []netip.Prefix) netip.Addr {
 		addr = addr.Unmap().WithZone("")
 	}
 	return addr
-}
-
-// A pushGuard knows the pushes that have come lately. WeChat's plain signature
-// does not cover the body, so whoever has seen one could sign anything with it.
-type pushGuard struct {
-	maxSkew time.Duration // how old or early a push may be; 0 does not look
-
-	mu    sync.Mutex        // guards seen and order
-	seen  map[string]pushed // by signature
-	order []string          // the signatures, the oldest first
-}
-
-// A pushed is a push that has come.
-type pushed struct {
-	body [sha256.Size]byte
-	due  time.Time // when it may be forgotten
-}
-
-// maxPushes bounds a pushGuard's memory, to some 20 MB.
-const maxPushes = 100_000
-
-func newPushGuard(maxSkew time.Duration) *pushGuard {
-	return &pushGuard{maxSkew: maxSkew, seen: make(map[string]pushed)}
-}
-
-// fresh tells whether a push's timestamp, in Unix seconds, is within maxSkew.
-func (g *pushGuard) fresh(seconds int64) bool {
-	return g.maxSkew == 0 || time.Since(time.Unix(seconds, 0)).Abs() <= g.maxSkew
-}
-
-// admit tells whether a signature carries a body for the first time. forged is
-// true if it has carried another. When the memory is full, the oldest is forgotten.
-func (g *pushGuard) admit(signature string, body []byte) (first, forged bool) {
-	sum, now := sha256.Sum256(body), time.Now()
-	// A signature can be fresh from maxSkew before its time to maxSkew after it,
-	// both included.
-	life := 2*g.maxSkew + time.Second
-	if g.maxSkew == 0 {
-		life = time.Hour
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for len(g.order) > 0 && !now.Before(g.seen[g.order[0]].due) {
-		g.forget()
-	}
-	if earlier, known := g.seen[signature]; known {
-		return false, earlier.body != sum
-	}
-	if len(g.order) == maxPushes {
-		g.forget()
-	}
-	g.seen[signature] = pushed{sum, now.Add(life)}
-	g.order = append(g.order, signature)
-	return true, false
-}
-
-// forget forgets the oldest. It needs the lock.
-func (g *pushGuard) forget() {
-	delete(g.seen, g.order[0])
-	g.order = g.order[1:]
 }
 
 // A parked poll takes some 17 kB, so all of them 350 MB. The caps are beyond what

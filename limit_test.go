@@ -203,31 +203,6 @@ func TestLimitersMemoryIsBounded(t *testing.T) {
 	}
 }
 
-func TestPushGuard(t *testing.T) {
-	g := newPushGuard(10 * time.Minute)
-	for i, test := range []struct {
-		signature, body string
-		first, forged   bool
-	}{
-		{"s1", "a", true, false}, {"s1", "a", false, false}, {"s1", "b", false, true}, {"s1", "a", false, false}, {"s2", "a", true, false},
-	} {
-		if first, forged := g.admit(test.signature, []byte(test.body)); first != test.first || forged != test.forged {
-			t.Errorf("%d: admit = %v, %v, want %v, %v", i, first, forged, test.first, test.forged)
-		}
-	}
-	synctest.Test(t, func(t *testing.T) {
-		g := newPushGuard(10 * time.Minute)
-		sent := time.Now().Add(10 * time.Minute) // as early as it may be
-		g.admit("s", []byte("a"))
-		for g.fresh(sent.Unix()) {
-			if _, forged := g.admit("s", []byte("b")); !forged {
-				t.Fatal(fmt.Sprint("a signature is forgotten while it is fresh, at ", time.Until(sent)))
-			}
-			time.Sleep(time.Minute)
-		}
-	})
-}
-
 func TestMemoryThatIsFullForgetsNobodyForWhoIsThere(t *testing.T) {
 	m := newMemory[int](2)
 	m.put("b", 1, time.Minute)

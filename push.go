@@ -1,9 +1,118 @@
 package main
 
 import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
+
+// An event is a push of WeChat's (接收事件推送), as far as we use it.
+type event struct {
+	XMLName      xml.Name `xml:"xml"`
+	ToUserName   string   // the account
+	FromUserName string   // the openid
+	MsgType      string
+	Event        string
+	EventKey     string
+	Ticket       string
+	Encrypt      string // in safe mode (消息加解密), the one field that counts
+}
+
+// scan tells whether the event is the scan of a parametric QR code, by a
+// follower or by somebody who has followed the account with it.
+func (e *event) scan() bool {
+	followed := strings.EqualFold(e.Event, "subscribe") && strings.HasPrefix(e.EventKey, "qrscene_")
+	return e.MsgType == "event" && e.FromUserName != "" && (followed || strings.EqualFold(e.Event, "SCAN"))
+}
+
+// scene returns the scene of the QR code that was scanned: with us, a ticket's
+// key in hex.
+func (e *event) scene() string { return strings.TrimPrefix(e.EventKey, "qrscene_") }
+
+// decodeXML reads one document into v, whose XMLName says what its root must be.
+func decodeXML(data []byte, v any) error {
+	d := xml.NewDecoder(bytes.NewReader(data))
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if len(bytes.TrimSpace(data[d.InputOffset():])) > 0 {
+		return errors.New("something follows the root element")
+	}
+	return nil
+}
+
+// readPush returns the event of a push that is really from WeChat, or nil if
+// the same push came before; else errSignature, errGuessing, errTooLarge or
+// errPush. Our settings decide whether it must be sealed, never the request; of
+// a sealed push, only the sealed part counts.
+func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error) {
+	query := r.URL.Query()
+	signed := []string{s.config.token, query.Get("timestamp"), query.Get("nonce")}
+	sign, key, guesser := query.Get("signature"), s.config.aesKey, s.guesser(r)
+	isRight := verify(sign, signed...)
+	switch {
+	case s.guesses.isOut(guesser):
+		return nil, errGuessing
+	case key == nil, query.Has("signature") && !isRight: // WeChat sends it in safe mode too, and it spares us the XML
+		if err := s.guesses.judge(guesser, isRight); err != nil {
+			return nil, err
+		}
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		return nil, errTooLarge
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errPush, err)
+	}
+	if key != nil {
+		var envelope event
+		sign = query.Get("msg_signature")
+		isRight = decodeXML(body, &envelope) == nil && verify(sign, append(signed, envelope.Encrypt)...)
+		if err := s.guesses.judge(guesser, isRight); err != nil {
+			return nil, err
+		}
+		if body, err = key.open(envelope.Encrypt, s.config.appID); err != nil {
+			return nil, fmt.Errorf("%w: %w", errSignature, err)
+		}
+	}
+	if seconds, err := strconv.ParseInt(query.Get("timestamp"), 10, 64); err != nil || !s.pushes.fresh(seconds) {
+		return nil, fmt.Errorf("%w: its time is too far from ours: a replay, or clock skew? (PUSH_MAX_SKEW is %v)",
+			errSignature, s.config.maxSkew)
+	}
+	push := new(event)
+	if err := decodeXML(body, push); err != nil {
+		return nil, fmt.Errorf("%w: %w", errPush, err)
+	}
+	switch first, forged := s.pushes.admit(sign, body); {
+	case forged:
+		return nil, fmt.Errorf("%w: it came before, with another body", errSignature)
+	case !first:
+		return nil, nil
+	}
+	return push, nil
+}
+
+// guesser returns who asks, for the guessGuard: of IPv6 the /48, since who has
+// one has 65,536 of /64.
+func (s *server) guesser(r *http.Request) string {
+	who := client(r, s.config.trusted)
+	if who.IsLoopback() {
+		return untold
+	}
+	known := shares(who)
+	return known[len(known)-1].key
+}
 
 const (
 	maxWrong    = 10             // wrong signatures in a row from one client
@@ -69,4 +178,140 @@ func (g *guessGuard) judge(client string, isRight bool) error {
 		g.wrong.put(who, wrong+1, time.Minute)
 	}
 	return errSignature
+}
+
+// A pushGuard knows the pushes that have come lately. WeChat's plain signature
+// does not cover the body, so whoever has seen one could sign anything with it.
+type pushGuard struct {
+	maxSkew time.Duration // how old or early a push may be; 0 does not look
+
+	mu    sync.Mutex        // guards seen and order
+	seen  map[string]pushed // by signature
+	order []string          // the signatures, the oldest first
+}
+
+// A pushed is a push that has come.
+type pushed struct {
+	body [sha256.Size]byte
+	due  time.Time // when it may be forgotten
+}
+
+// maxPushes bounds a pushGuard's memory, to some 20 MB.
+const maxPushes = 100_000
+
+func newPushGuard(maxSkew time.Duration) *pushGuard {
+	return &pushGuard{maxSkew: maxSkew, seen: make(map[string]pushed)}
+}
+
+// fresh tells whether a push's timestamp, in Unix seconds, is within maxSkew.
+func (g *pushGuard) fresh(seconds int64) bool {
+	return g.maxSkew == 0 || time.Since(time.Unix(seconds, 0)).Abs() <= g.maxSkew
+}
+
+// admit tells whether a signature carries a body for the first time. forged is
+// true if it has carried another. When the memory is full, the oldest is forgotten.
+func (g *pushGuard) admit(signature string, body []byte) (first, forged bool) {
+	sum, now := sha256.Sum256(body), time.Now()
+	// A signature can be fresh from maxSkew before its time to maxSkew after it,
+	// both included.
+	life := 2*g.maxSkew + time.Second
+	if g.maxSkew == 0 {
+		life = time.Hour
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for len(g.order) > 0 && !now.Before(g.seen[g.order[0]].due) {
+		g.forget()
+	}
+	if earlier, known := g.seen[signature]; known {
+		return false, earlier.body != sum
+	}
+	if len(g.order) == maxPushes {
+		g.forget()
+	}
+	g.seen[signature] = pushed{sum, now.Add(life)}
+	g.order = append(g.order, signature)
+	return true, false
+}
+
+// forget forgets the oldest. It needs the lock.
+func (g *pushGuard) forget() {
+	delete(g.seen, g.order[0])
+	g.order = g.order[1:]
+}
+
+// cdata is a string that WeChat wants in a CDATA section.
+type cdata struct {
+	Text string `xml:",cdata"`
+}
+
+// textReply returns the passive reply (被动回复用户消息) that shows text to the
+// sender of an event.
+func textReply(to *event, now time.Time, text string) ([]byte, error) {
+	return xml.Marshal(struct {
+		XMLName                  xml.Name `xml:"xml"`
+		ToUserName, FromUserName cdata
+		CreateTime               int64 // Unix seconds
+		MsgType, Content         cdata
+	}{
+		ToUserName: cdata{to.FromUserName}, FromUserName: cdata{to.ToUserName},
+		CreateTime: now.Unix(), MsgType: cdata{"text"}, Content: cdata{text},
+	})
+}
+
+// beijing is the time of WeChat's users, whatever the server's.
+var beijing = time.FixedZone("UTC+8", 8*60*60)
+
+// passiveReply returns what tells the sender of a push where the ticket with key
+// k stands; sealed, if there is a key.
+func (s *server) passiveReply(to *event, k key, ticket record) ([]byte, error) {
+	now, confirm := time.Now(), ""
+	text := "您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n" +
+		"You have logged in to %[1]s (%[2]s Beijing time). " +
+		"If this was not you, tell the site, and scan no codes that others send you."
+	if ticket.Status == statusScanned {
+		text = "有人请求以您的身份登录 %[1]s（%[2]s）。<a href=\"%[3]s\">查看并确认</a>。如非本人操作，请勿理会。\n" +
+			"Somebody asks to log in to %[1]s as you (%[2]s Beijing time). " +
+			"<a href=\"%[3]s\">Look and confirm</a>; if it is not you, do nothing."
+		confirm = s.confirmURL(k, ticket)
+	}
+	text = fmt.Sprintf(text, site(s.config.publicURL).Host, now.In(beijing).Format("15:04"), confirm)
+	reply, err := textReply(to, now, text)
+	if err != nil || s.config.aesKey == nil {
+		return reply, err
+	}
+	timestamp, nonce, random := strconv.FormatInt(now.Unix(), 10), rand.Text(), make([]byte, 16)
+	rand.Read(random)
+	encrypt := s.config.aesKey.seal(random, reply, s.config.appID)
+	return fmt.Appendf(nil, "<xml><Encrypt><![CDATA[%s]]></Encrypt><MsgSignature><![CDATA[%s]]></MsgSignature>"+
+		"<TimeStamp>%s</TimeStamp><Nonce><![CDATA[%s]]></Nonce></xml>",
+		encrypt, signature(s.config.token, timestamp, nonce, encrypt), timestamp, nonce), nil
+}
+
+// signedQuery returns a fresh query of WeChat's, signed.
+func (c *config) signedQuery() url.Values {
+	timestamp, nonce := fmt.Sprint(time.Now().Unix()), rand.Text()
+	return url.Values{"signature": {signature(c.token, timestamp, nonce)}, "timestamp": {timestamp}, "nonce": {nonce}}
+}
+
+// signedPush returns an event as WeChat pushes it: its query and its body,
+// signed, and sealed if there is a key.
+func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values, []byte, error) {
+	message, err := xml.Marshal(struct {
+		XMLName                          xml.Name `xml:"xml"`
+		ToUserName, FromUserName         cdata
+		CreateTime                       int64
+		MsgType, Event, EventKey, Ticket cdata
+	}{
+		ToUserName: cdata{"gh_0123456789ab"}, FromUserName: cdata{openID}, CreateTime: time.Now().Unix(),
+		MsgType: cdata{"event"}, Event: cdata{event}, EventKey: cdata{eventKey}, Ticket: cdata{ticket},
+	})
+	query := c.signedQuery()
+	if c.aesKey != nil {
+		encrypt := c.aesKey.seal([]byte(rand.Text()[:16]), message, c.appID)
+		query.Set("encrypt_type", "aes")
+		query.Set("msg_signature", signature(c.token, query.Get("timestamp"), query.Get("nonce"), encrypt))
+		message = fmt.Appendf(nil, "<xml><ToUserName>gh_0123456789ab</ToUserName><Encrypt>%s</Encrypt></xml>", encrypt)
+	}
+	return query, message, err
 }

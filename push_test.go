@@ -1,9 +1,11 @@
 package main
 
 import (
+	"encoding/xml"
 	"fmt"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -42,7 +44,8 @@ func TestWhoGuessesTheTokenIsShutOut(t *testing.T) {
 					}
 				}
 				wrong, guessed := w.knock(method, badSignature, guesser, ""), w.knock(method, right(), guesser, "")
-				if guessed.Code != 429 || guessed.Body.String() != wrong.Body.String() || guessed.Header().Get("Retry-After") != "60" {
+				if guessed.Code != 429 || guessed.Body.String() != wrong.Body.String() ||
+					guessed.Header().Get("Retry-After") != "60" {
 					t.Errorf("%s: a right guess is told from a wrong one: %d %s", method, guessed.Code, guessed.Body)
 				}
 				if other := w.knock("GET", w.signed(), weChat, ""); other.Code != 200 {
@@ -90,12 +93,40 @@ func TestGoodPushesPassWhateverOthersSend(t *testing.T) {
 					w.knock("POST", badSignature, from[0], stranger)
 				}
 				qr := w.begin(t, "getauthqr")
-				if out := w.do("POST", "/wechat/message?"+w.signed(), pushXML("alice", "SCAN", "s", qr.Ticket), "peer", from[0], "X-Forwarded-For", from[1]); out.Code != 200 {
+				push := pushXML("alice", "SCAN", "s", qr.Ticket)
+				out := w.do("POST", "/wechat/message?"+w.signed(), push, "peer", from[0], "X-Forwarded-For", from[1])
+				if out.Code != 200 {
 					t.Fatalf("%s, round %d: a push: %d", name, round, out.Code)
 				}
 				time.Sleep(2 * time.Second)
 			}
 		})
+	}
+}
+
+func TestWhoCannotBeToldApartIsNotShutOut(t *testing.T) {
+	w := newWorld(t)
+	for range 2 * maxWrong {
+		w.knock("POST", badSignature, "127.0.0.1:1", "")
+	}
+	if out := w.knock("POST", badSignature, "127.0.0.1:1", ""); out.Code != 429 {
+		t.Errorf("a wrong signature: %d", out.Code)
+	}
+	if out := w.knock("POST", w.signed(), "127.0.0.1:1", ""); out.Code != 200 {
+		t.Errorf("WeChat's first push: %d", out.Code)
+	}
+}
+
+func TestAnIPv6NetworkOfOneGuesserIsOneClient(t *testing.T) {
+	w := newWorld(t)
+	for i := range maxWrong {
+		w.knock("GET", badSignature, fmt.Sprintf("[2001:db8:1:%x::1]:1", i), "")
+	}
+	if out := w.knock("GET", badSignature, "[2001:db8:1:ffff::1]:1", ""); out.Code != 429 {
+		t.Errorf("from another /64 of the /48: %d", out.Code)
+	}
+	if out := w.knock("GET", badSignature, "[2001:db8:2::1]:1", ""); out.Code != 403 {
+		t.Errorf("from another /48: %d", out.Code)
 	}
 }
 
@@ -148,7 +179,14 @@ func TestSafeModeReadsNoXMLOfAWrongSignature(t *testing.T) {
 	if status := send(query); status != 403 || body.Len() != len(push) {
 		t.Errorf("%d, and %d bytes of %d are read", status, len(push)-body.Len(), len(push))
 	}
+	for range maxWrong {
+		w.knock("POST", badSignature, "192.0.2.1:1", "") // send's own address
+	}
 	query.Set("signature", good)
+	if status := send(query); status != 429 || body.Len() != len(push) {
+		t.Errorf("of a client that is shut out: %d, and %d bytes of %d are read", status, len(push)-body.Len(), len(push))
+	}
+	w.guesses = newGuessGuard()
 	if status := send(query); status != 200 || !w.check(t, qr.Ticket, "").Login {
 		t.Errorf("with the right one: %d", status)
 	}
@@ -178,6 +216,240 @@ func TestPushGuardForgetsWhatIsNoLongerFresh(t *testing.T) {
 		}
 		if len(g.seen) > 122 {
 			t.Errorf("%d pushes are kept, want those of two minutes", len(g.seen))
+		}
+	})
+}
+
+func TestPassiveReplyGoesToTheFirstWhoHasScanned(t *testing.T) {
+	w := newWorld(t)
+	qr := w.begin(t, "getloginqr")
+	out := w.push(pushXML("alice", "SCAN", "s", qr.Ticket))
+	var reply struct {
+		XMLName                                    xml.Name `xml:"xml"`
+		ToUserName, FromUserName, MsgType, Content string
+		CreateTime                                 int64
+	}
+	must(t, xml.Unmarshal(out.Body.Bytes(), &reply))
+	if reply.ToUserName != "alice" || reply.FromUserName != "gh_1" || reply.MsgType != "text" || time.Since(time.Unix(reply.CreateTime, 0)) > time.Minute {
+		t.Errorf("%+v", reply)
+	}
+	if out := w.push(pushXML("bob", "SCAN", "s", qr.Ticket)); out.Body.String() != "success" || w.check(t, qr.Ticket, "").OpenID != "alice" {
+		t.Errorf("the second to scan is told %s", out.Body)
+	}
+}
+
+func TestPushesThatAreNoLogin(t *testing.T) {
+	w := newWorld(t)
+	qr, auth := w.begin(t, "getloginqr"), w.begin(t, "getauthqr")
+	for name, push := range map[string]string{
+		"plain follow":           pushXML("alice", "subscribe", "", ""),
+		"follow after a payment": pushXML("alice", "subscribe", "last_trade_no_1", qr.Ticket),
+		"unknown ticket":         pushXML("alice", "SCAN", "s", "poster"),
+		"no ticket":              pushXML("alice", "SCAN", "s", ""),
+		"nobody":                 pushXML("", "SCAN", "s", qr.Ticket),
+		"ticket of flow B":       pushXML("alice", "SCAN", "s", auth.Ticket),
+		"another event":          pushXML("alice", "unsubscribe", "s", qr.Ticket),
+		"sealed":                 "<xml><Encrypt>" + testKey(t, docKey).seal(make([]byte, 16), []byte(pushXML("alice", "SCAN", "s", qr.Ticket)), w.config.appID) + "</Encrypt></xml>",
+		"a message":              strings.Replace(pushXML("alice", "SCAN", "s", qr.Ticket), "<MsgType>event", "<MsgType>text", 1),
+	} {
+		if out := w.do("POST", "/wechat/message?encrypt_type=aes&msg_signature=x&"+w.signed(), push); out.Code != 200 || out.Body.String() != "success" {
+			t.Errorf("%s: %d %q, want success", name, out.Code, out.Body)
+		}
+	}
+	if a, b := w.check(t, qr.Ticket, ""), w.check(t, auth.Ticket, ""); a.Login || b.Login {
+		t.Errorf("logged in: %+v, %+v", a, b)
+	}
+	for _, event := range []string{"sCaN", "Subscribe"} {
+		if out := w.push(pushXML("alice", event, "qrscene_s", w.begin(t, "getloginqr").Ticket)); out.Body.String() == "success" {
+			t.Errorf("%s is not matched without regard to case", event)
+		}
+	}
+}
+
+func TestAPushIsMatchedByItsScene(t *testing.T) {
+	w := newWorld(t)
+	for _, test := range []struct {
+		name, event string
+		key, ticket func(ticket string) string // of the push
+		login       bool
+	}{
+		{"by the scene, as WeChat pushes", "SCAN", func(t string) string { return digest(t).String() }, func(string) string { return "gQH47joAAA==" }, true},
+		{"by the scene, of somebody new", "subscribe", func(t string) string { return "qrscene_" + digest(t).String() }, func(string) string { return "" }, true},
+		{"by our ticket, with curl", "SCAN", func(string) string { return "123" }, func(t string) string { return t }, true},
+		{"by the scene, before the ticket", "SCAN", func(t string) string { return digest(t).String() }, func(string) string { return w.begin(t, "getloginqr").Ticket }, true},
+		{"not by the ticket as scene", "SCAN", func(t string) string { return t }, func(string) string { return "" }, false},
+		{"not by the digest as Ticket", "SCAN", func(string) string { return "" }, func(t string) string { return digest(t).String() }, false},
+	} {
+		qr := w.begin(t, "getloginqr")
+		w.push(pushXML("alice", test.event, test.key(qr.Ticket), test.ticket(qr.Ticket)))
+		if got := w.check(t, qr.Ticket, ""); got.Login != test.login {
+			t.Errorf("%s: %+v", test.name, got)
+		}
+	}
+}
+
+func TestSafeModeIsOursToDecide(t *testing.T) {
+	w := newWorld(t, "WECHAT_AES_KEY="+docKey)
+	qr := w.begin(t, "getloginqr")
+	seal := func(message, appID, token string) (query url.Values, body string) {
+		encrypt := w.config.aesKey.seal([]byte("0123456789abcdef"), []byte(message), appID)
+		query = w.config.signedQuery()
+		query.Set("encrypt_type", "aes")
+		query.Set("msg_signature", signature(token, query.Get("timestamp"), query.Get("nonce"), encrypt))
+		return query, "<xml><Encrypt>" + encrypt + "</Encrypt></xml>"
+	}
+	mallory := pushXML("mallory", "SCAN", "s", qr.Ticket)
+	query, body := seal(mallory, "wx0000000000000000", w.config.token)
+	badToken, badTokenBody := seal(mallory, w.config.appID, "other")
+	good, goodBody := seal(pushXML("alice", "SCAN", "s", qr.Ticket), w.config.appID, w.config.token)
+	_, otherBody := seal(mallory, w.config.appID, w.config.token)
+	answers := make(map[string]bool)
+	for name, push := range map[string][2]string{
+		"plain":                       {w.signed(), mallory},
+		"plain, claiming to be plain": {w.signed() + "&encrypt_type=raw", mallory},
+		"sealed for another appid":    {query.Encode(), body},
+		"signed with another Token":   {badToken.Encode(), badTokenBody},
+		"not what was signed":         {good.Encode(), otherBody},
+		"not XML":                     {good.Encode(), "hello"},
+	} {
+		out := w.do("POST", "/wechat/message?"+push[0], push[1])
+		if answers[out.Body.String()] = true; out.Code != 403 || len(answers) != 1 {
+			t.Errorf("%s: %d %s, want 403, and the same for all: %v", name, out.Code, out.Body, answers)
+		}
+	}
+	// What stands beside the sealed part does not count, be it XML or a signature.
+	good.Del("signature")
+	w.do("POST", "/wechat/message?"+good.Encode(), strings.Replace(goodBody, "<xml>", "<xml><FromUserName>mallory</FromUserName>", 1))
+	if got := w.check(t, qr.Ticket, ""); got.OpenID != "alice" {
+		t.Errorf("logged in: %+v", got)
+	}
+}
+
+func TestPushIsFreshWithinTheSkew(t *testing.T) {
+	for _, test := range []struct {
+		setting string
+		off     time.Duration
+		status  int
+	}{
+		{"", 10*time.Minute - time.Second, 200}, {"", -10 * time.Minute, 200}, {"", 11 * time.Minute, 403}, {"", -11 * time.Minute, 403},
+		{"1m", 61 * time.Second, 403}, {"0", 1000 * time.Hour, 200}, {"0", -1000 * time.Hour, 200},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, "PUSH_MAX_SKEW="+test.setting)
+			qr := w.begin(t, "getloginqr")
+			out := w.do("POST", "/wechat/message?"+w.signedAt(time.Now().Add(-test.off)), pushXML("alice", "SCAN", "s", qr.Ticket))
+			if out.Code != test.status || w.check(t, qr.Ticket, "").Login != (test.status == 200) {
+				t.Errorf("%v off, PUSH_MAX_SKEW %q: %d, want %d", test.off, test.setting, out.Code, test.status)
+			}
+			if test.status == 403 && !strings.Contains(w.logged.String(), "clock skew") {
+				t.Error("the log has no word of clock skew")
+			}
+		})
+	}
+	w := newWorld(t)
+	for _, timestamp := range []string{"", "x", "9223372036854775807", "-9223372036854775808", "99999999999999999999"} {
+		query := url.Values{"timestamp": {timestamp}, "nonce": {"n"}, "signature": {signature(w.config.token, timestamp, "n")}}
+		if out := w.do("POST", "/wechat/message?"+query.Encode(), "<xml/>"); out.Code != 403 {
+			t.Errorf("timestamp %q: %d", timestamp, out.Code)
+		}
+	}
+}
+
+func TestOneSignatureCarriesOneBodyOnce(t *testing.T) {
+	w := newWorld(t)
+	first, second := w.begin(t, "getloginqr"), w.begin(t, "getloginqr")
+	query := w.signed()
+	push := pushXML("alice", "SCAN", "s", first.Ticket)
+	if out := w.do("POST", "/wechat/message?"+query, push); out.Code != 200 || !strings.Contains(out.Body.String(), "您已登录") {
+		t.Fatalf("%d %s", out.Code, out.Body)
+	}
+	if out := w.do("POST", "/wechat/message?"+query, push); out.Code != 200 || out.Body.String() != "success" {
+		t.Errorf("a retry: %d %s, want success", out.Code, out.Body)
+	}
+	if out := w.do("POST", "/wechat/message?"+query, pushXML("mallory", "SCAN", "s", second.Ticket)); out.Code != 403 {
+		t.Errorf("another body: %d %s", out.Code, out.Body)
+	}
+	if got := w.check(t, second.Ticket, ""); got.Login {
+		t.Errorf("a captured signature logs in %+v", got)
+	}
+	// A push that comes before its ticket is known, as nobody's, and again after.
+	query, push = w.signed(), pushXML("mallory", "SCAN", "s", "known-later")
+	w.do("POST", "/wechat/message?"+query, push)
+	w.tickets.start(t, "known-later")
+	if out := w.do("POST", "/wechat/message?"+query, push); out.Body.String() != "success" || w.check(t, "known-later", "").Login {
+		t.Errorf("a replay logs in: %s", out.Body)
+	}
+}
+
+func TestHostilePushes(t *testing.T) {
+	w := newWorld(t)
+	for name, body := range map[string]string{
+		"entity bomb":     `<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]><xml><Event>&b;</Event></xml>`,
+		"outer entity":    `<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><xml><Event>&a;</Event></xml>`,
+		"depth":           "<xml>" + strings.Repeat("<a>", 16000),
+		"bad UTF-8":       "<xml><Event>\xff\xfe</Event></xml>",
+		"GBK":             `<?xml version="1.0" encoding="GBK"?><xml></xml>`,
+		"UTF-16":          "\xff\xfe<\x00x\x00m\x00l\x00/\x00>\x00",
+		"NUL":             "<xml><Event>\x00</Event></xml>",
+		"many attributes": "<xml " + strings.Repeat(`a="b" `, 9000) + ">",
+	} {
+		if out := w.push(body); out.Code != 400 {
+			t.Errorf("%s: %d %s, want 400", name, out.Code, out.Body)
+		}
+	}
+	for _, target := range []string{
+		"/wechat/checklogin?ticket=" + strings.Repeat("x", 30000), "/wechat/checklogin?" + strings.Repeat("ticket=a&", 3000),
+		"/wechat/accessusercode?state=" + strings.Repeat("x", 30000) + "&code=y", "/wechat/message?" + strings.Repeat("%00", 5000), "/wechat/qr.png?ticket=%ff%fe%00",
+		"/wechat/checklogin?%zz;;&=&ticket=%", "/static/" + strings.Repeat("../", 1000),
+	} {
+		if out := w.do("GET", target, ""); out.Code >= 500 {
+			t.Errorf("%.50s: %d", target, out.Code)
+		}
+	}
+}
+
+// FuzzDecodeXML: no push crashes us, and what is accepted has the root xml.
+func FuzzDecodeXML(f *testing.F) {
+	for _, seed := range []string{pushXML("o", "SCAN", "k", "t"), "<xml/>", "<xml></xml>x", "<!DOCTYPE a [<!ENTITY b \"c\">]><xml>&b;</xml>",
+		"<?xml version=\"1.0\" encoding=\"GBK\"?><xml/>", "<xml><Event>a</Event><Event>b</Event></xml>", strings.Repeat("<a>", 20000), "\xff\xfe"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var push event
+		if err := decodeXML(data, &push); err != nil {
+			return
+		}
+		if push.XMLName.Local != "xml" {
+			t.Errorf("accepted a root %q", push.XMLName.Local)
+		}
+		push.scan()
+		if reply, err := textReply(&push, time.Unix(0, 0), "hello"); err != nil || !slices.Equal(reply[:5], []byte("<xml>")) {
+			t.Errorf("reply %q, %v", reply, err)
+		}
+	})
+}
+
+func TestPushGuard(t *testing.T) {
+	g := newPushGuard(10 * time.Minute)
+	for i, test := range []struct {
+		signature, body string
+		first, forged   bool
+	}{
+		{"s1", "a", true, false}, {"s1", "a", false, false}, {"s1", "b", false, true}, {"s1", "a", false, false}, {"s2", "a", true, false},
+	} {
+		if first, forged := g.admit(test.signature, []byte(test.body)); first != test.first || forged != test.forged {
+			t.Errorf("%d: admit = %v, %v, want %v, %v", i, first, forged, test.first, test.forged)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		g := newPushGuard(10 * time.Minute)
+		sent := time.Now().Add(10 * time.Minute) // as early as it may be
+		g.admit("s", []byte("a"))
+		for g.fresh(sent.Unix()) {
+			if _, forged := g.admit("s", []byte("b")); !forged {
+				t.Fatal(fmt.Sprint("a signature is forgotten while it is fresh, at ", time.Until(sent)))
+			}
+			time.Sleep(time.Minute)
 		}
 	})
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
@@ -407,58 +406,4 @@ func hint(err error) slog.Attr {
 		return slog.Attr{}
 	}
 	return slog.String("hint", english)
-}
-
-// An event is a push of WeChat's (接收事件推送), as far as we use it.
-type event struct {
-	XMLName      xml.Name `xml:"xml"`
-	ToUserName   string   // the account
-	FromUserName string   // the openid
-	MsgType      string
-	Event        string
-	EventKey     string
-	Ticket       string
-	Encrypt      string // in safe mode (消息加解密), the one field that counts
-}
-
-// scan tells whether the event is the scan of a parametric QR code, by a
-// follower or by somebody who has followed the account with it.
-func (e *event) scan() bool {
-	followed := strings.EqualFold(e.Event, "subscribe") && strings.HasPrefix(e.EventKey, "qrscene_")
-	return e.MsgType == "event" && e.FromUserName != "" && (followed || strings.EqualFold(e.Event, "SCAN"))
-}
-
-// scene returns the scene of the QR code that was scanned: with us, a ticket's
-// key in hex.
-func (e *event) scene() string { return strings.TrimPrefix(e.EventKey, "qrscene_") }
-
-// decodeXML reads one document into v, whose XMLName says what its root must be.
-func decodeXML(data []byte, v any) error {
-	d := xml.NewDecoder(bytes.NewReader(data))
-	if err := d.Decode(v); err != nil {
-		return err
-	}
-	if len(bytes.TrimSpace(data[d.InputOffset():])) > 0 {
-		return errors.New("something follows the root element")
-	}
-	return nil
-}
-
-// cdata is a string that WeChat wants in a CDATA section.
-type cdata struct {
-	Text string `xml:",cdata"`
-}
-
-// textReply returns the passive reply (被动回复用户消息) that shows text to the
-// sender of an event.
-func textReply(to *event, now time.Time, text string) ([]byte, error) {
-	return xml.Marshal(struct {
-		XMLName                  xml.Name `xml:"xml"`
-		ToUserName, FromUserName cdata
-		CreateTime               int64 // Unix seconds
-		MsgType, Content         cdata
-	}{
-		ToUserName: cdata{to.FromUserName}, FromUserName: cdata{to.ToUserName},
-		CreateTime: now.Unix(), MsgType: cdata{"text"}, Content: cdata{text},
-	})
 }

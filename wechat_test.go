@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -403,27 +402,6 @@ func TestSecretDoesNotFollowRedirects(t *testing.T) {
 			t.Errorf("%d: answer %d, followed %d times", status, out.Code, followed.Load())
 		}
 	}
-}
-
-// FuzzDecodeXML: no push crashes us, and what is accepted has the root xml.
-func FuzzDecodeXML(f *testing.F) {
-	for _, seed := range []string{pushXML("o", "SCAN", "k", "t"), "<xml/>", "<xml></xml>x", "<!DOCTYPE a [<!ENTITY b \"c\">]><xml>&b;</xml>",
-		"<?xml version=\"1.0\" encoding=\"GBK\"?><xml/>", "<xml><Event>a</Event><Event>b</Event></xml>", strings.Repeat("<a>", 20000), "\xff\xfe"} {
-		f.Add([]byte(seed))
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		var push event
-		if err := decodeXML(data, &push); err != nil {
-			return
-		}
-		if push.XMLName.Local != "xml" {
-			t.Errorf("accepted a root %q", push.XMLName.Local)
-		}
-		push.scan()
-		if reply, err := textReply(&push, time.Unix(0, 0), "hello"); err != nil || !slices.Equal(reply[:5], []byte("<xml>")) {
-			t.Errorf("reply %q, %v", reply, err)
-		}
-	})
 }
 
 func TestClientsHearWithin9Seconds(t *testing.T) {
