@@ -17,8 +17,8 @@ version=$(git describe --tags --always --dirty=+dirty)
 
 # Whatever this machine has set for Go must not show in the bytes.
 export CGO_ENABLED=0 GOFLAGS= GOWORK=off GOEXPERIMENT= GOFIPS140=off GOAMD64=v1 GOARM64=v8.0 LC_ALL=C
-rm -rf "$dist"
 mkdir -p "$dist"
+rm -f "$dist"/wxscan_* "$dist"/LICENSES.txt "$dist"/SHA256SUMS # of another version
 for target in "${targets[@]}"; do
   IFS=/ read -r os arch arm <<<"$target"
   name=wxscan_${version}_${os}_$arch${arm:+v$arm}
