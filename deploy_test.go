@@ -526,8 +526,10 @@ func TestProxyLetsWebSocketsThroughAndNoOtherTunnel(t *testing.T) {
 			defer conn.Close()
 			fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\nX-Who: %s\r\n\r\n",
 				r.Header.Get("Upgrade"), r.Header.Get("X-WeChat-OpenID"))
-			line, _ := lines.ReadString('\n')
-			fmt.Fprint(conn, line)
+			if strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+				line, _ := lines.ReadString('\n')
+				fmt.Fprint(conn, line)
+			}
 		}))
 		address := freeAddress(t)
 		base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0", "-url", "http://"+address)
