@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"html"
@@ -506,4 +507,107 @@ func TestBrowserArrivesAtThePageItAskedFor(t *testing.T) {
 	b.scan("alice")
 	b.wait("location.pathname + location.search", "/reports/7?a=1&b=2")
 	b.wait("document.body.innerText.includes('\"X-Wechat-Openid\":[\"alice\"]')", "true")
+}
+
+// TestProxyLetsWebSocketsThroughAndNoOtherTunnel has a backend that switches to
+// whatever protocol it is asked for, and then echoes lines.
+func TestProxyLetsWebSocketsThroughAndNoOtherTunnel(t *testing.T) {
+	eachProxy(t, func(t *testing.T, serve proxy) {
+		backend := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Upgrade") == "" {
+				echoes(w, r)
+				return
+			}
+			conn, lines, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\nX-Who: %s\r\n\r\n",
+				r.Header.Get("Upgrade"), r.Header.Get("X-WeChat-OpenID"))
+			if strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+				line, _ := lines.ReadString('\n')
+				fmt.Fprint(conn, line)
+			}
+		}))
+		address := freeAddress(t)
+		base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0", "-url", "http://"+address)
+		v := visitAt(t, func(t *testing.T, address, wxscan, _, root string) {
+			serve(t, address, wxscan, strings.TrimPrefix(backend, "http://"), root)
+		}, address, base)
+		upgrade := func(protocol string) func(*http.Request) {
+			return func(r *http.Request) {
+				r.Header.Set("Connection", "Upgrade")
+				r.Header.Set("Upgrade", protocol)
+			}
+		}
+		if resp, _ := v.ask("GET", "/reports/", nil, upgrade("websocket")); resp.StatusCode != http.StatusFound {
+			t.Errorf("without a login: %s, want 302", resp.Status)
+		}
+		v.logIn("getauthqr", "alice")
+		for _, protocol := range []string{"h2c", "tls/1.2", "websocket, h2c"} {
+			if resp, body := v.ask("GET", "/reports/", nil, upgrade(protocol)); resp.StatusCode != http.StatusOK {
+				t.Errorf("%s: %s %s, want 200", protocol, resp.Status, body)
+			}
+		}
+		req, err := http.NewRequestWithContext(t.Context(), "GET", v.site+"/reports/", nil)
+		must(t, err)
+		upgrade("WebSocket")(req)
+		v.Timeout = 0 // with one, there is no writing to what the answer becomes
+		resp, err := v.Do(req)
+		must(t, err)
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusSwitchingProtocols || resp.Header.Get("X-Who") != "alice" {
+			t.Fatalf("%s for %q, want 101 for alice", resp.Status, resp.Header.Get("X-Who"))
+		}
+		fmt.Fprint(resp.Body.(io.Writer), "hello\n")
+		if got, err := io.ReadAll(resp.Body); string(got) != "hello\n" {
+			t.Errorf("through the tunnel came %q, %v", got, err)
+		}
+	})
+}
+
+// TestNginxServesHTTPSAsItsCommentSays follows the comment at the end of nginx.conf.
+func TestNginxServesHTTPSAsItsCommentSays(t *testing.T) {
+	nginx := program(t, "nginx", "nginx-light")
+	folder := t.TempDir()
+	path := func(name string) string { return filepath.Join(folder, name) }
+	selfSigned(t, path("cert"), path("key"), 1)
+	must(t, os.WriteFile(path("options"), nil, 0o600))
+	plain, secure := freeAddress(t), freeAddress(t)
+	site, comment, ok := strings.Cut(content(t, "deploy/nginx.conf"), "\n# For https: ")
+	if !ok {
+		t.Fatal("no comment on https")
+	}
+	_, comment, _ = strings.Cut(comment, "\n#\t")
+	lines := strings.Split(strings.ReplaceAll("#\t"+comment, "\n#", "\n")[1:], "\n")
+	if len(lines) < 7 || !strings.HasPrefix(lines[6], "server {") {
+		t.Fatalf("not six lines, then a server: %q", lines)
+	}
+	site = strings.Replace(site, "listen 80;", strings.Join(lines[:6], "\n"), 1) + "\n" + strings.Join(lines[6:], "\n")
+	backend := newLocalServer(t, http.HandlerFunc(echoes))
+	site = strings.NewReplacer("listen 80;", "listen "+plain+";", "listen 443 ", "listen "+secure+" ", "ssl_dhparam", "# ssl_dhparam",
+		"127.0.0.1:8080; }", strings.TrimPrefix(backend, "http://")+"; }", "/etc/letsencrypt/options-ssl-nginx.conf", path("options"),
+		"/etc/letsencrypt/live/www.example.com/fullchain.pem", path("cert"), "/etc/letsencrypt/live/www.example.com/privkey.pem", path("key"),
+	).Replace(site)
+	must(t, os.WriteFile(path("site.conf"), []byte(site), 0o600))
+	must(t, os.WriteFile(path("nginx.conf"), []byte("pid nginx.pid; events {} http { access_log off; client_body_temp_path a; "+
+		"proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e; include site.conf; }"), 0o600))
+	serveUntilEnd(t, secure, exec.CommandContext(t.Context(), nginx, "-e", "stderr", "-p", folder, "-c", "nginx.conf", "-g", "daemon off;"))
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
+	v := &visitor{t: t, site: "https://" + secure, Client: http.Client{Transport: transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
+	resp, _ := v.ask("GET", "/login", nil)
+	if resp.ProtoMajor != 2 || resp.Header.Get("Strict-Transport-Security") == "" {
+		t.Errorf("%s, %v", resp.Proto, resp.Header)
+	}
+	if e := v.echoed("GET", "/login", nil); e.Host != secure || e.saying("X-Forwarded-Proto") != "https" {
+		t.Errorf("wxscan got %+v", e)
+	}
+	v.site = "http://" + plain
+	resp, _ = v.ask("GET", "/a?b=c", nil, func(r *http.Request) { r.Host = "www.example.com" })
+	if got := resp.Header.Get("Location"); resp.StatusCode != 301 || got != "https://www.example.com/a?b=c" {
+		t.Errorf("over http: %s to %s", resp.Status, got)
+	}
 }
