@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -34,8 +35,8 @@ type demo struct {
 	stable string     // the last stable access token
 	plain  string     // the last plain one
 
-	mu     sync.Mutex    // guards grants
-	grants memory[grant] // by what was issued
+	mu     sync.Mutex       // guards grants
+	grants map[string]grant // by what was issued
 }
 
 // A grant is something that the simulator has issued, and remembers.
@@ -48,14 +49,14 @@ type grant struct {
 }
 
 const (
-	maxGrants   = 300_000         // bounds the memory of a simulator that strangers can reach
+	maxGrants   = 100_000         // bounds the memory of a simulator that strangers can reach
 	pushTimeout = 5 * time.Second // WeChat's patience with us
 )
 
 // newDemo returns the simulator of the account that config is of.
 func newDemo(config config, client *http.Client, tickets *store) *demo {
 	d := &demo{ServeMux: http.NewServeMux(), config: config, tickets: tickets, client: client,
-		server: strings.TrimSuffix(config.apiBase, "/demo"), grants: newMemory[grant](maxGrants)}
+		server: strings.TrimSuffix(config.apiBase, "/demo"), grants: make(map[string]grant)}
 	api := func(pattern string, h func(*http.Request) object) {
 		d.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			d.calls.Lock()
@@ -77,12 +78,19 @@ func newDemo(config config, client *http.Client, tickets *store) *demo {
 	return d
 }
 
-// issue remembers a grant for the given time, and returns its name.
+// issue grants something for the given time, and returns its name.
 func (d *demo) issue(name string, life time.Duration, g grant) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if len(d.grants) >= maxGrants {
+		const kept = 10 * time.Minute // so that expired can be told from unknown
+		maps.DeleteFunc(d.grants, func(_ string, g grant) bool { return time.Since(g.expires) > kept })
+	}
+	if len(d.grants) >= maxGrants {
+		maps.DeleteFunc(d.grants, func(string, grant) bool { return len(d.grants) > maxGrants*9/10 })
+	}
 	g.expires = time.Now().Add(life)
-	d.grants.put(name, g, life+10*time.Minute) // so that expired can be told from unknown
+	d.grants[name] = g
 	return name
 }
 
@@ -90,8 +98,7 @@ func (d *demo) issue(name string, life time.Duration, g grant) string {
 func (d *demo) granted(name string) grant {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	g, _ := d.grants.get(name)
-	return g
+	return d.grants[name]
 }
 
 func refuse(code int, message string) object {

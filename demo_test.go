@@ -415,7 +415,7 @@ func TestSimulatorsMemoryIsBounded(t *testing.T) {
 	for i := range maxGrants + 1000 {
 		d.issue(strconv.Itoa(i), time.Hour, grant{kind: "qr"})
 	}
-	if got := len(d.grants.entries); got > maxGrants || got < maxGrants*9/10 {
+	if got := len(d.grants); got > maxGrants || got < maxGrants*9/10 {
 		t.Errorf("%d grants, want %d", got, maxGrants)
 	}
 }

@@ -215,7 +215,7 @@ func (s *server) limited(h handler) handler {
 // pass returns errRateLimited, and has the answer say for how long, if the
 // client of a request may not pass a limiter now.
 func (s *server) pass(l *limiter, w http.ResponseWriter, r *http.Request) error {
-	if wait := l.passClient(client(r, s.config.trusted)); wait > 0 {
+	if wait := l.pass(shares(client(r, s.config.trusted))...); wait > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(ceil(wait)))
 		return errRateLimited
 	}
@@ -246,7 +246,7 @@ func (s *server) refuseHEAD(w http.ResponseWriter, r *http.Request) error {
 func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
 	isRight := verify(query.Get("signature"), s.config.token, query.Get("timestamp"), query.Get("nonce"))
-	if err := s.guesses.judge(s.guesser(r), isRight); err != nil {
+	if err := s.guesses.judge(client(r, s.config.trusted), isRight); err != nil {
 		return err
 	}
 	if r.Header.Get("X-Forwarded-For") == "" && client(r, s.config.trusted).IsLoopback() {
@@ -536,7 +536,7 @@ func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 func (s *server) redeem(r *http.Request, k key, code string) (ticket record, reason string) {
 	ctx := r.Context()
 	asker := client(r, s.config.trusted)
-	if s.badCodes.full(asker) {
+	if s.badCodes.full(shares(asker)...) {
 		return record{}, string(outcomeUnavailable)
 	}
 	ticket, first, err := s.tickets.claim(ctx, k, code)
@@ -545,7 +545,7 @@ func (s *server) redeem(r *http.Request, k key, code string) (ticket record, rea
 	case first:
 		who, came := s.exchange(ctx, code)
 		if came == outcomeExpired {
-			s.badCodes.passClient(asker)
+			s.badCodes.pass(shares(asker)...)
 		}
 		ticket, err = s.tickets.settle(context.WithoutCancel(ctx), k, code, came, who)
 	case !tried:
@@ -571,7 +571,7 @@ func (s *server) exchange(ctx context.Context, code string) (login, outcome) {
 	if err == nil {
 		return who, outcomeLogin
 	}
-	if s.talk.pass("callback") == 0 {
+	if s.talk.pass(one("callback")) == 0 {
 		s.log.Warn("no login by web authorization", "err", err, hint(err))
 	}
 	switch {
@@ -677,7 +677,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusUnauthorized:
 		level = slog.LevelDebug
 	}
-	if s.talk.pass(answer.Error) == 0 {
+	if s.talk.pass(one(answer.Error)) == 0 {
 		s.log.Log(r.Context(), level, "request failed", "route", r.Pattern, "status", status, "err", err, hint(err))
 	}
 	writeJSON(w, status, answer)

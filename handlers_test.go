@@ -120,8 +120,8 @@ func (w *world) checkLeaks(t testing.TB, simulator *demo) {
 	logged, answers, begun := w.logged.String(), w.answers.String(), w.begun.String()
 	simulator.mu.Lock()
 	defer simulator.mu.Unlock()
-	for name, g := range simulator.grants.entries {
-		switch g.value.kind {
+	for name, g := range simulator.grants {
+		switch g.kind {
 		case "token", "user", "code", "used":
 			everywhere = append(everywhere, name)
 		case "ticket": // WeChat's: no secret, but random enough to hold a short Token

@@ -10,51 +10,13 @@ import (
 	"time"
 )
 
-// A memory keeps values by key, each until it is due, and at most max of them.
-// When it is full of what is not due, a tenth is forgotten, whichever.
-type memory[V any] struct {
-	max     int
-	prune   int // the size at which to look for what is due
-	entries map[string]dueValue[V]
-}
-
-type dueValue[V any] struct {
-	value V
-	due   time.Time
-}
-
-func newMemory[V any](max int) memory[V] {
-	return memory[V]{max: max, entries: make(map[string]dueValue[V])}
-}
-
-// get returns a value that is not due yet.
-func (m *memory[V]) get(key string) (v V, ok bool) {
-	if e := m.entries[key]; time.Now().Before(e.due) {
-		return e.value, true
-	}
-	return v, false
-}
-
-// put looks through the whole memory only when it has doubled since the last
-// time, or is full.
-func (m *memory[V]) put(key string, v V, life time.Duration) {
-	now := time.Now()
-	if _, known := m.entries[key]; !known && len(m.entries) >= min(m.prune, m.max) {
-		maps.DeleteFunc(m.entries, func(_ string, e dueValue[V]) bool { return !now.Before(e.due) })
-		if len(m.entries) >= m.max {
-			maps.DeleteFunc(m.entries, func(string, dueValue[V]) bool { return len(m.entries) >= m.max-m.max/10 })
-		}
-		m.prune = max(1000, 2*len(m.entries))
-	}
-	m.entries[key] = dueValue[V]{v, now.Add(life)}
-}
-
 // A limiter lets each key pass rate times in any minute.
 type limiter struct {
 	rate int // 0 lets everything pass
 
-	mu     sync.Mutex // guards passed
-	passed memory[[]time.Time]
+	mu     sync.Mutex             // guards the fields below
+	passed map[string][]time.Time // the passes of each key, the oldest first
+	pruned time.Time
 }
 
 // maxKeys bounds a limiter's memory: some 30 MB if each has passed 60 times in
@@ -62,11 +24,8 @@ type limiter struct {
 const maxKeys = 20_000
 
 func newLimiter(rate int) *limiter {
-	return &limiter{rate: rate, passed: newMemory[[]time.Time](maxKeys)}
+	return &limiter{rate: rate, passed: make(map[string][]time.Time)}
 }
-
-// pass returns 0 if the key may pass now, else how long it must wait.
-func (l *limiter) pass(key string) time.Duration { return l.passAll(share{key, 1}) }
 
 // A share is a key, and how many times the limiter's rate is its own.
 type share struct {
@@ -74,52 +33,59 @@ type share struct {
 	times int
 }
 
-// passAll is pass for who counts under several keys: all of them must let it.
-func (l *limiter) passAll(shares ...share) (wait time.Duration) {
-	if l.rate == 0 {
-		return 0
-	}
+// one is the share of a key that counts alone.
+func one(key string) share { return share{key, 1} }
+
+// pass returns 0 if all shares may pass now, and counts that; else how long they
+// must wait.
+func (l *limiter) pass(shares ...share) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, s := range shares {
-		wait = max(wait, l.wait(s))
-	}
-	if wait > 0 {
+	if wait := l.wait(shares...); wait > 0 || l.rate == 0 {
 		return wait
 	}
 	now := time.Now()
 	for _, s := range shares {
-		times, _ := l.passed.get(s.key)
+		_, known := l.passed[s.key]
+		if !known && len(l.passed) >= maxKeys || now.Sub(l.pruned) >= time.Minute {
+			l.prune(now)
+		}
+		times := l.passed[s.key]
 		for len(times) > 0 && now.Sub(times[0]) >= time.Minute {
 			times = times[1:]
 		}
-		l.passed.put(s.key, append(times, now), time.Minute)
+		l.passed[s.key] = append(times, now)
 	}
 	return 0
 }
 
-// wait returns how long a share must wait to pass. l.mu is held.
-func (l *limiter) wait(s share) time.Duration {
-	times, _ := l.passed.get(s.key)
-	most := s.times * l.rate
-	if len(times) < most {
-		return 0
+// wait returns how long the shares must wait until all may pass. l.mu is held.
+func (l *limiter) wait(shares ...share) (wait time.Duration) {
+	for _, s := range shares {
+		times, most := l.passed[s.key], s.times*l.rate
+		if most > 0 && len(times) >= most {
+			wait = max(wait, time.Until(times[len(times)-most].Add(time.Minute)))
+		}
 	}
-	return max(0, time.Until(times[len(times)-most].Add(time.Minute)))
+	return wait
 }
 
-// full tells whether a client may not pass now.
-func (l *limiter) full(who netip.Addr) bool {
-	if l.rate == 0 {
-		return false
+// prune forgets who has not passed for a minute; and an arbitrary tenth of the
+// others where that leaves no room. l.mu is held.
+func (l *limiter) prune(now time.Time) {
+	maps.DeleteFunc(l.passed, func(_ string, times []time.Time) bool { return now.Sub(times[len(times)-1]) >= time.Minute })
+	if len(l.passed) >= maxKeys {
+		maps.DeleteFunc(l.passed, func(string, []time.Time) bool { return len(l.passed) > maxKeys*9/10 })
 	}
+	l.pruned = now
+}
+
+// full tells whether the shares may not pass now.
+func (l *limiter) full(shares ...share) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.ContainsFunc(shares(who), func(s share) bool { return l.wait(s) > 0 })
+	return l.wait(shares...) > 0
 }
-
-// passClient is pass for a client.
-func (l *limiter) passClient(who netip.Addr) time.Duration { return l.passAll(shares(who)...) }
 
 // shares returns what a client counts by, the narrowest first. For an IPv6
 // address that is its /64, which is one customer's, and at ten times the rate

@@ -10,51 +10,17 @@ import (
 	"time"
 )
 
-func TestMemoryKeepsWhatIsNotDueUpToItsCap(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m := newMemory[int](10_000)
-		m.put("kept", 7, time.Hour)
-		for i := range 50_000 { // a thousand are live at any time
-			m.put(strconv.Itoa(i), i, time.Second)
-			time.Sleep(time.Millisecond)
-		}
-		if v, ok := m.get("kept"); !ok || v != 7 || len(m.entries) > 2100 {
-			t.Errorf("%d, %v, among %d", v, ok, len(m.entries))
-		}
-		if _, ok := m.get("49001"); !ok {
-			t.Error("forgotten before it is due")
-		}
-		time.Sleep(time.Second)
-		if _, ok := m.get("49999"); ok {
-			t.Error("remembered when it is due")
-		}
-		for i := range 30_000 {
-			m.put(strconv.Itoa(i), i, time.Hour)
-			if v, ok := m.get(strconv.Itoa(i)); !ok || v != i || len(m.entries) > 10_000 {
-				t.Fatalf("%d, %v, among %d", v, ok, len(m.entries))
-			}
-		}
-		time.Sleep(time.Hour) // and now all of that is due
-		for i := range 1000 {
-			m.put("new"+strconv.Itoa(i), i, time.Hour)
-		}
-		if len(m.entries) > 1000 {
-			t.Errorf("%d entries are kept, want 1000", len(m.entries))
-		}
-	})
-}
-
 func TestLimiterHoldsInEveryMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLimiter(5)
 		var passed []time.Time
 		for range 1000 {
-			wait := l.pass("a")
+			wait := l.pass(one("a"))
 			if wait == 0 {
 				passed = append(passed, time.Now())
 			} else {
 				time.Sleep(wait - time.Nanosecond)
-				if l.pass("a") == 0 {
+				if l.pass(one("a")) == 0 {
 					t.Fatal("passes before the wait is over")
 				}
 				time.Sleep(time.Nanosecond)
@@ -66,12 +32,12 @@ func TestLimiterHoldsInEveryMinute(t *testing.T) {
 				t.Fatalf("6 passes within %v", gap)
 			}
 		}
-		if l.pass("b") != 0 {
+		if l.pass(one("b")) != 0 {
 			t.Error("one key's passes count for another")
 		}
 	})
 	for range 1000 {
-		if newLimiter(0).pass("a") != 0 {
+		if newLimiter(0).pass(one("a")) != 0 {
 			t.Fatal("a rate of 0 limits")
 		}
 	}
@@ -183,33 +149,34 @@ func TestLimiterKeepsNoPassForLongerThanAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLimiter(1000)
 		for range 1000 {
-			l.pass("a")
+			l.pass(one("a"))
 			time.Sleep(6 * time.Second)
 		}
-		if times, _ := l.passed.get("a"); len(times) > 10 {
+		if times := l.passed["a"]; len(times) > 10 {
 			t.Errorf("%d passes are kept, of 10 a minute", len(times))
 		}
 	})
 }
 
 func TestLimitersMemoryIsBounded(t *testing.T) {
-	l, g := newLimiter(60), newPushGuard(time.Minute)
-	for i := range maxPushes + 1000 {
-		l.pass(strconv.Itoa(i))
-		g.admit(strconv.Itoa(i), nil)
-	}
-	if len(l.passed.entries) > maxKeys || len(g.seen) > maxPushes {
-		t.Errorf("%d clients and %d pushes are kept", len(l.passed.entries), len(g.seen))
-	}
-}
-
-func TestMemoryThatIsFullForgetsNobodyForWhoIsThere(t *testing.T) {
-	m := newMemory[int](2)
-	m.put("b", 1, time.Minute)
-	for i := range 100 {
-		m.put("a", i, time.Minute)
-	}
-	if len(m.entries) != 2 {
-		t.Fatalf("%d entries, want 2", len(m.entries))
-	}
+	synctest.Test(t, func(t *testing.T) {
+		l, g := newLimiter(60), newPushGuard(time.Minute)
+		for i := range maxPushes + 1000 {
+			l.pass(one(strconv.Itoa(i)))
+			g.admit(strconv.Itoa(i), nil)
+		}
+		if len(l.passed) > maxKeys || len(g.seen) > maxPushes {
+			t.Errorf("%d clients and %d pushes are kept", len(l.passed), len(g.seen))
+		}
+		for i := 0; len(l.passed) < maxKeys; i++ {
+			l.pass(one("more" + strconv.Itoa(i)))
+		}
+		if l.pass(one("more0")); len(l.passed) != maxKeys {
+			t.Errorf("somebody is forgotten for one who is known: %d are kept", len(l.passed))
+		}
+		time.Sleep(time.Minute)
+		if l.pass(one("later")); len(l.passed) != 1 {
+			t.Errorf("%d are kept after their minute", len(l.passed))
+		}
+	})
 }

@@ -222,7 +222,7 @@ type errorLog struct {
 }
 
 func (e *errorLog) Write(line []byte) (int, error) {
-	if e.talk.pass("") == 0 {
+	if e.talk.pass(one("")) == 0 {
 		e.log.Warn("http", "err", strings.TrimSpace(string(line)))
 	}
 	return len(line), nil

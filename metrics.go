@@ -31,7 +31,7 @@ func (m *metrics) count(format string, args ...any) {
 // logEvent logs and counts that a ticket has come to a status, by a short id of
 // its digest that ties the lines of one login together.
 func (s *server) logEvent(k key, r record) {
-	if s.talk.pass(string(r.Status)) == 0 {
+	if s.talk.pass(one(string(r.Status))) == 0 {
 		s.log.Info("login "+string(r.Status), "login", k.String()[:8], "flow", r.Flow)
 	}
 	switch r.Status {

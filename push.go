@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -58,10 +59,10 @@ func decodeXML(data []byte, v any) error {
 func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error) {
 	query := r.URL.Query()
 	signed := []string{s.config.token, query.Get("timestamp"), query.Get("nonce")}
-	sign, key, guesser := query.Get("signature"), s.config.aesKey, s.guesser(r)
+	sign, key, guesser := query.Get("signature"), s.config.aesKey, client(r, s.config.trusted)
 	isRight := verify(sign, signed...)
 	switch {
-	case s.guesses.isOut(guesser):
+	case s.guesses.shutsOut(guesser):
 		return nil, errGuessing
 	case key == nil, query.Has("signature") && !isRight: // WeChat sends it in safe mode too, and it spares us the XML
 		if err := s.guesses.judge(guesser, isRight); err != nil {
@@ -103,80 +104,49 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 	return push, nil
 }
 
-// guesser returns who asks, for the guessGuard: of IPv6 the /48, since who has
-// one has 65,536 of /64.
-func (s *server) guesser(r *http.Request) string {
-	who := client(r, s.config.trusted)
-	if who.IsLoopback() {
-		return untold
-	}
-	known := shares(who)
-	return known[len(known)-1].key
-}
-
 const (
-	maxWrong    = 10             // wrong signatures in a row from one client
-	maxAllWrong = 600            // wrong signatures in a row from all
-	provenFor   = 24 * time.Hour // since the client's last right signature
-
-	untold = "untold" // the client behind a local proxy that names none
+	maxWrong    = 10  // wrong signatures a minute from one client
+	maxAllWrong = 600 // and from all
 )
 
-// A guessGuard makes guessing the Token slow. A client whose signatures are wrong
-// is shut out until a minute has passed: after maxWrong of them or, while there
-// are maxAllWrong from all, after one. To a client that is shut out a right
-// signature is as good as a wrong one, else the one that works would be the answer.
-//
-// WeChat is never shut out, for its signatures are right; and not for what others
-// do behind a proxy that does not say whom it forwards for: a client that has
-// lately sent a right one is proven, and its right ones always count. So do those
-// of untold. In these two cases, only the length of the Token stops who guesses.
+// A guessGuard makes guessing the Token slow. A client over the limit of wrong
+// signatures is told nothing, be the next one right or wrong: else the one that
+// works would be the answer. WeChat's are right, and right ones never count.
 type guessGuard struct {
-	mu     sync.Mutex       // guards wrong and proven
-	wrong  memory[int]      // by client, and of all by ""
-	proven memory[struct{}] // by client
+	wrong *limiter // by client
+	once  *limiter // by client, to know who was wrong at all
+	all   *limiter
 }
 
 func newGuessGuard() *guessGuard {
-	return &guessGuard{wrong: newMemory[int](maxPushes), proven: newMemory[struct{}](maxKeys)}
+	return &guessGuard{wrong: newLimiter(maxWrong), once: newLimiter(1), all: newLimiter(maxAllWrong)}
 }
 
-// isOut tells whether a client is shut out.
-func (g *guessGuard) isOut(client string) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return !g.isProven(client) && g.tooMany(client)
+// isOver tells whether a client is over the limit: its own, or everybody's once
+// it was wrong.
+func (g *guessGuard) isOver(who netip.Addr) bool {
+	return g.wrong.full(shares(who)...) || g.once.full(shares(who)...) && g.all.full(one("all"))
 }
 
-// isProven needs the lock.
-func (g *guessGuard) isProven(client string) bool {
-	_, proven := g.proven.get(client)
-	return proven || client == untold
+// shutsOut tells whether a client's signature is not even to be looked at. Many
+// can be behind a proxy that does not say whom it forwards for, WeChat among them:
+// there only the length of the Token stops who guesses.
+func (g *guessGuard) shutsOut(who netip.Addr) bool {
+	return !who.IsLoopback() && !who.IsPrivate() && g.isOver(who)
 }
 
-// tooMany needs the lock.
-func (g *guessGuard) tooMany(client string) bool {
-	wrong, _ := g.wrong.get(client)
-	all, _ := g.wrong.get("")
-	return wrong >= maxWrong || wrong > 0 && all >= maxAllWrong
-}
-
-// judge counts a client's signature, and returns nil if it is to be believed,
-// else errSignature or errGuessing.
-func (g *guessGuard) judge(client string, isRight bool) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	switch tooMany := g.tooMany(client); {
-	case isRight && (!tooMany || g.isProven(client)):
-		g.proven.put(client, struct{}{}, provenFor)
+// judge returns nil if a client's signature is right and to be believed, else
+// errSignature or errGuessing.
+func (g *guessGuard) judge(who netip.Addr, isRight bool) error {
+	switch {
+	case isRight && !g.shutsOut(who):
 		return nil
-	case tooMany:
+	case g.isOver(who):
 		return errGuessing
 	}
-	for _, who := range []string{client, ""} {
-		wrong, _ := g.wrong.get(who)
-		g.wrong.put(who, wrong+1, time.Minute)
-	}
+	g.wrong.pass(shares(who)...)
+	g.once.pass(shares(who)...)
+	g.all.pass(one("all"))
 	return errSignature
 }
 
