@@ -263,7 +263,7 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if push == nil || !push.scan() {
+	if !push.scan() {
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
 	k, who := parseKey(push.scene()), login{OpenID: push.FromUserName}
@@ -449,53 +449,8 @@ func (s *server) answerPoll(w http.ResponseWriter, r *http.Request, k key, ticke
 	return writeJSON(w, http.StatusOK, answer)
 }
 
-// mayKeep tells whether the browser that polls may keep the session. Any page can
-// have a browser load the URL of a poll, with the ticket of its own login, and so
-// log that browser in as somebody else. SameSite does not stop a page of a sibling
-// domain, nor a link or a picture that is posted on our own. Hence only for a fetch
-// by a script, of a page of ours or of an allowed origin; or if no browser says
-// what it is, which is an old one's fetch as well.
-func (s *server) mayKeep(r *http.Request) bool {
-	header := r.Header
-	dest, origin := header.Get("Sec-Fetch-Dest"), header.Get("Origin")
-	isLink := header.Get("Sec-Fetch-Mode") == "navigate" || strings.Contains(header.Get("Accept"), "text/html")
-	if isLink || dest != "" && dest != "empty" {
-		return false
-	}
-	switch header.Get("Sec-Fetch-Site") {
-	case "same-origin":
-		return true
-	case "":
-		return origin == "" || origin == s.config.publicURL || slices.Contains(s.config.allowedOrigins, origin)
-	}
-	return slices.Contains(s.config.allowedOrigins, origin)
-}
-
 // ceil returns whole seconds, rounded up.
 func ceil(d time.Duration) int { return int(math.Ceil(d.Seconds())) }
-
-// session tells whose session a request comes with: for applications, and for
-// the auth_request of nginx and its like, which look at the status and headers.
-func (s *server) session(w http.ResponseWriter, r *http.Request) error {
-	claims, err := s.signer.fromRequest(r)
-	if err != nil {
-		return err
-	}
-	w.Header().Set("X-WeChat-OpenID", claims.OpenID)
-	w.Header().Set("X-WeChat-UnionID", claims.UnionID)
-	return writeJSON(w, http.StatusOK, struct {
-		login
-		ExpiresAt int64 `json:"expiresAt"` // Unix seconds
-	}{login{claims.OpenID, claims.UnionID, claims.Nickname, claims.Avatar}, claims.Expires})
-}
-
-// logout makes the browser forget its session. The token itself, where it was
-// copied, is good until it expires: there is no list of sessions.
-func (s *server) logout(w http.ResponseWriter, r *http.Request) error {
-	http.SetCookie(w, s.signer.cookie(""))
-	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
 
 // callback is where the phone comes back to from the authorize page of flow B.
 func (s *server) callback(w http.ResponseWriter, r *http.Request) error {

@@ -52,10 +52,10 @@ func decodeXML(data []byte, v any) error {
 	return nil
 }
 
-// readPush returns the event of a push that is really from WeChat, or nil if
-// the same push came before; else errSignature, errGuessing, errTooLarge or
-// errPush. Our settings decide whether it must be sealed, never the request; of
-// a sealed push, only the sealed part counts.
+// readPush returns the event of a push that is really from WeChat, else
+// errSignature, errGuessing, errTooLarge or errPush. Our settings decide whether
+// it must be sealed, never the request; of a sealed push, only the sealed part
+// counts. A push can come again: its ticket is logged in once.
 func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error) {
 	query := r.URL.Query()
 	signed := []string{s.config.token, query.Get("timestamp"), query.Get("nonce")}
@@ -95,11 +95,8 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 	if err := decodeXML(body, push); err != nil {
 		return nil, fmt.Errorf("%w: %w", errPush, err)
 	}
-	switch first, forged := s.pushes.admit(sign, body); {
-	case forged:
+	if !s.pushes.admit(sign, body) {
 		return nil, fmt.Errorf("%w: it came before, with another body", errSignature)
-	case !first:
-		return nil, nil
 	}
 	return push, nil
 }
@@ -178,30 +175,33 @@ func (g *pushGuard) fresh(seconds int64) bool {
 	return g.maxSkew == 0 || time.Since(time.Unix(seconds, 0)).Abs() <= g.maxSkew
 }
 
-// admit tells whether a signature carries a body for the first time. forged is
-// true if it has carried another. When the memory is full, the oldest is forgotten.
-func (g *pushGuard) admit(signature string, body []byte) (first, forged bool) {
+// admit tells whether a signature carries this body alone, as far as we know.
+// When the memory is full, the oldest push is forgotten.
+func (g *pushGuard) admit(signature string, body []byte) bool {
 	sum, now := sha256.Sum256(body), time.Now()
-	// A signature can be fresh from maxSkew before its time to maxSkew after it,
-	// both included.
-	life := 2*g.maxSkew + time.Second
-	if g.maxSkew == 0 {
-		life = time.Hour
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for len(g.order) > 0 && !now.Before(g.seen[g.order[0]].due) {
 		g.forget()
 	}
 	if earlier, known := g.seen[signature]; known {
-		return false, earlier.body != sum
+		return earlier.body == sum
 	}
 	if len(g.order) == maxPushes {
 		g.forget()
 	}
-	g.seen[signature] = pushed{sum, now.Add(life)}
+	g.seen[signature] = pushed{sum, now.Add(g.life())}
 	g.order = append(g.order, signature)
-	return true, false
+	return true
+}
+
+// life is how long a signature can be fresh: from maxSkew before its time to
+// maxSkew after it, both included.
+func (g *pushGuard) life() time.Duration {
+	if g.maxSkew == 0 {
+		return time.Hour
+	}
+	return 2*g.maxSkew + time.Second
 }
 
 // forget forgets the oldest. It needs the lock.
