@@ -426,8 +426,16 @@ func TestNginxLogsNoTicketsCodesAndSignatures(t *testing.T) {
 		v.ask("GET", path, nil)
 	}
 	v.echoed("GET", "/reports/7", nil)
-	logged, err := os.ReadFile(filepath.Join(folder, "access.log"))
-	must(t, err)
+	var logged []byte
+	for range 200 { // nginx logs after it has answered
+		var err error
+		logged, err = os.ReadFile(filepath.Join(folder, "access.log"))
+		must(t, err)
+		if strings.Contains(string(logged), "GET /reports/7") {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	if !strings.Contains(string(logged), "GET /reports/7") || strings.Contains(string(logged), "/wechat/") {
 		t.Errorf("the access log has\n%s", logged)
 	}

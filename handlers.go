@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -48,6 +49,7 @@ var (
 	errNothingHere = errors.New("nothing here")
 	errRateLimited = errors.New("too many requests")
 	errNoTicket    = errors.New("no ticket")
+	errNotTaken    = errors.New("push not taken")
 	errMethod      = errors.New("no such method here")
 	errCrossOrigin = errors.New("from another site")
 	errGuessing    = errors.New("too many bad signatures")
@@ -58,6 +60,8 @@ type server struct {
 	config   config
 	log      *slog.Logger
 	tickets  *store
+	local    *localRecords // where the tickets are without REDIS_URL
+	redis    *redis        // and with it, else nil
 	wechat   *wechat
 	pushes   *pushGuard
 	guesses  *guessGuard
@@ -72,18 +76,39 @@ type server struct {
 }
 
 func newServer(config config, log *slog.Logger) *server {
-	s := &server{config: config, log: log, tickets: newStore(config.ttl, config.maxTickets),
+	s := &server{config: config, log: log,
+		local:  &localRecords{max: int64(config.maxTickets)},
 		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID, ttl: config.sessionTTL},
 		wechat: newWeChat(&config, log),
 		pushes: newPushGuard(config.maxSkew), guesses: newGuessGuard(), askers: newLimiter(config.qrRate), viewers: newLimiter(10 * config.qrRate),
 		badCodes: newLimiter(10), talk: newLimiter(600),
 		metrics: metrics{counts: make(map[string]int)}}
+	s.tickets = newStore(config.ttl, s.local)
+	if config.redisURL != nil {
+		s.redis = newRedis(config.redisURL, config.redisCA, config.redisPrefix, log)
+		s.pushes.redis = s.redis
+		s.tickets.records, s.tickets.lookAgain = sharedRecords{s.redis}, lookAgain
+	}
 	s.tickets.confirm = config.confirm
 	s.tickets.event = s.logEvent
 	s.wechat.called = func(path, result string) {
 		s.metrics.count("wxscan_wechat_calls_total{path=%q,result=%q}", path, result)
 	}
 	return s
+}
+
+// work does what is to be done besides answering requests, until ctx ends.
+func (s *server) work(ctx context.Context) {
+	if s.redis == nil {
+		s.local.sweep(ctx, s.logEvent)
+		return
+	}
+	var both sync.WaitGroup
+	both.Go(func() {
+		s.redis.watch(ctx, func(name string) { s.tickets.waiting.wake(parseKey(name)) }, s.tickets.waiting.wakeAll)
+	})
+	both.Go(func() { s.redis.watchHealth(ctx) })
+	both.Wait()
 }
 
 // A handler answers a request, or returns an error while nothing is written.
@@ -117,6 +142,7 @@ func (s *server) routes() http.Handler {
 	handle("GET /{$}", s.loginPage)
 	handle("GET /static/", s.page)
 	handle("GET /healthz", s.health)
+	handle("GET /readyz", s.ready)
 	handle("GET /metrics", s.showMetrics)
 	// A GET pattern takes HEAD too. These do something, which HEAD must not.
 	handle("HEAD /wechat/getloginqr", s.refuseHEAD)
@@ -255,10 +281,20 @@ func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
 	return write(w, http.StatusOK, plainText, []byte(query.Get("echostr")))
 }
 
-// receive takes a push from WeChat. WeChat resends what is not answered within
+// receive takes a push from WeChat. A push that cannot be taken now is answered
+// with 500, so that WeChat sends it again.
+func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
+	err := s.takePush(w, r)
+	if errors.Is(err, errStoreUnavailable) {
+		return fmt.Errorf("%w: %w", errNotTaken, err)
+	}
+	return err
+}
+
+// takePush takes a push from WeChat. WeChat resends what is not answered within
 // 5 seconds, so even a push we have no use for is answered with success. Only
 // who has just logged in, or has yet to confirm it, gets a passive reply.
-func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
+func (s *server) takePush(w http.ResponseWriter, r *http.Request) error {
 	push, err := s.readPush(w, r)
 	if err != nil {
 		return err
@@ -298,8 +334,8 @@ type qrAnswer struct {
 // beginScan begins flow A. The scene is the ticket's digest: WeChat's own ticket
 // can be computed from the picture, so it is nobody's secret.
 func (s *server) beginScan(w http.ResponseWriter, r *http.Request) error {
-	if s.tickets.records.full() {
-		return errTooManyTickets // before a call is wasted on it
+	if err := s.tickets.records.ready(); err != nil {
+		return err // before a call is wasted on it
 	}
 	ticket := rand.Text()
 	wechatTicket, qr, err := s.wechat.createQR(r.Context(), digest(ticket).String(), s.config.ttl)
@@ -369,24 +405,22 @@ func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 		return errNoTicket
 	}
 	k := digest(query.Get("ticket"))
-	ticket, err := s.tickets.look(r.Context(), k)
-	if err != nil {
-		return err
-	}
+	wait := time.Duration(0)
 	if seconds, _ := strconv.Atoi(query.Get("wait")); seconds > 0 {
 		if leave, ok := s.park(r, k); ok {
 			defer leave()
-			wait := time.Duration(min(seconds, maxWait)) * time.Second
+			wait = time.Duration(min(seconds, maxWait)) * time.Second
 			// The server's ReadTimeout would end the request's context meanwhile.
 			http.NewResponseController(w).SetReadDeadline(time.Now().Add(wait + readTimeout))
-			seen := cmp.Or(status(query.Get("status")), ticket.Status)
-			s.metrics.waiting.Add(1)
-			ticket, err = s.tickets.wait(r.Context(), k, wait, func(now record) bool { return now.Status != seen })
-			s.metrics.waiting.Add(-1)
-			if err != nil {
-				return err
-			}
 		}
+	}
+	seen := status(query.Get("status"))
+	ticket, err := s.tickets.wait(r.Context(), k, wait, func(now record) bool {
+		seen = cmp.Or(seen, now.Status) // who does not say what they have seen waits for a change
+		return now.Status != seen
+	})
+	if err != nil {
+		return err
 	}
 	return s.answerPoll(w, r, k, ticket)
 }
@@ -585,6 +619,15 @@ func (s *server) health(w http.ResponseWriter, r *http.Request) error {
 	return write(w, http.StatusOK, plainText, []byte("ok"))
 }
 
+// ready tells a balancer whether logins can be kept: with REDIS_URL they cannot
+// while Redis is away.
+func (s *server) ready(w http.ResponseWriter, r *http.Request) error {
+	if err := s.tickets.records.ready(); errors.Is(err, errStoreUnavailable) {
+		return err
+	}
+	return s.health(w, r)
+}
+
 // fail answers a request that its handler gave up, and logs it. Clients get a
 // code and plain words, never an error's own text.
 func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
@@ -609,6 +652,8 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		{errMethod, 405, "method_not_allowed", "not with this method; Allow says which"},
 		{errRateLimited, 429, "rate_limited", "too many QR codes in a minute; try again shortly"},
 		{errGuessing, 429, "rate_limited", "too many wrong signatures; try again in a minute"},
+		{errNotTaken, 500, "store_unavailable", "the push cannot be taken now; send it again"},
+		{errStoreUnavailable, 503, "store_unavailable", "logins cannot be kept just now; try again shortly"},
 		{errTooManyTickets, 503, "too_many_tickets", "too many people are logging in; try again shortly"},
 		{errTimeout, 504, "wechat_timeout", "WeChat did not answer in time; try again"},
 		{errUnreachable, 502, "wechat_unreachable", "WeChat cannot be reached; try again"},
@@ -628,9 +673,12 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 			w.Header().Set("Retry-After", "60")
 		}
 	case http.StatusServiceUnavailable:
-		w.Header().Set("Retry-After", "10")
+		w.Header().Set("Retry-After", "5")
 	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusUnauthorized:
 		level = slog.LevelDebug
+	}
+	if errors.Is(err, errStoreUnavailable) {
+		level = slog.LevelDebug // the store has said so, once
 	}
 	if s.talk.pass(one(answer.Error)) == 0 {
 		s.log.Log(r.Context(), level, "request failed", "route", r.Pattern, "status", status, "err", err, hint(err))

@@ -88,7 +88,7 @@ func newWorld(t testing.TB, settings ...string) *world {
 		}
 	})
 	w.handler = w.record(w.routes())
-	go w.tickets.sweep(t.Context())
+	go w.work(t.Context())
 	return w
 }
 
@@ -770,8 +770,8 @@ func TestAnotherSiteSpendsNoTickets(t *testing.T) {
 			}
 		}
 	}
-	if got := w.called("/cgi-bin/qrcode/create"); got != 0 || w.tickets.records.count.Load() != 0 {
-		t.Errorf("%d QR codes of WeChat's and %d tickets are spent", got, w.tickets.records.count.Load())
+	if got := w.called("/cgi-bin/qrcode/create"); got != 0 || w.tickets.records.(*localRecords).count.Load() != 0 {
+		t.Errorf("%d QR codes of WeChat's and %d tickets are spent", got, w.tickets.records.(*localRecords).count.Load())
 	}
 	// None of the refusals counts against the client.
 	for _, test := range []struct{ name, site, origin string }{
@@ -787,13 +787,13 @@ func TestHEADDoesNothing(t *testing.T) {
 	w := newWorld(t)
 	qr := w.begin(t, "getauthqr")
 	callback := "/wechat/accessusercode?state=" + digest(qr.Ticket).String() + "&code=" + w.code(t, "alice", "allow")
-	begun := w.tickets.records.count.Load()
+	begun := w.tickets.records.(*localRecords).count.Load()
 	for _, target := range []string{"/wechat/getloginqr", "/wechat/getauthqr", callback} {
 		if out := w.do("HEAD", target, ""); out.Code != 405 || out.Header().Get("Allow") != "GET" {
 			t.Errorf("%.24s: %d, Allow %q, want 405 and GET", target, out.Code, out.Header().Get("Allow"))
 		}
 	}
-	if now := w.tickets.records.count.Load(); now != begun {
+	if now := w.tickets.records.(*localRecords).count.Load(); now != begun {
 		t.Errorf("%d tickets, want %d", now, begun)
 	}
 	if got := w.check(t, qr.Ticket, ""); got.Status != statusPending {

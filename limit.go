@@ -167,6 +167,12 @@ func (p *parking) enter(ticket key, client string, perClient int) bool {
 	return true
 }
 
+func (p *parking) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.total
+}
+
 func (p *parking) leave(ticket key, client string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -163,7 +163,7 @@ func TestLimitersMemoryIsBounded(t *testing.T) {
 		l, g := newLimiter(60), newPushGuard(time.Minute)
 		for i := range maxPushes + 1000 {
 			l.pass(one(strconv.Itoa(i)))
-			g.admit(strconv.Itoa(i), nil)
+			g.admit(t.Context(), strconv.Itoa(i), nil)
 		}
 		if len(l.passed) > maxKeys || len(g.seen) > maxPushes {
 			t.Errorf("%d clients and %d pushes are kept", len(l.passed), len(g.seen))

@@ -17,6 +17,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
@@ -84,7 +85,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	server := newServer(config, log)
 	var background sync.WaitGroup
 	defer background.Wait()
-	background.Go(func() { server.tickets.sweep(ctx) })
+	background.Go(func() { server.work(ctx) })
 	log.Info("listening", "addr", listener.Addr().String(), "url", config.publicURL)
 	if getenv("SESSION_SECRET") == "" && !config.demo {
 		log.Warn("SESSION_SECRET is not set: a restart logs everybody out")
@@ -288,8 +289,11 @@ type config struct {
 	sessionTTL                time.Duration // whole seconds
 	confirm                   bool          // a scan must be confirmed on the phone
 	allowedOrigins            []string
-	verifyFile                string // MP_verify_xxx.txt, or none
-	metricsToken              string // opens /metrics
+	verifyFile                string         // MP_verify_xxx.txt, or none
+	metricsToken              string         // opens /metrics
+	redisURL                  *url.URL       // nil: tickets are kept in memory
+	redisCA                   *x509.CertPool // nil: the system's
+	redisPrefix               string
 	tlsCert, tlsKey           string // files, or none
 	logLevel                  slog.Level
 	logFormat                 string // text or json
@@ -395,6 +399,13 @@ func (c *config) settings() []setting {
 		{"WECHAT_MP_BASE", "", "https://mp.weixin.qq.com", "the same for the pictures of QR codes", link(&c.mpBase, base)},
 		{"SESSION_SECRET", "", rand.Text() + rand.Text(), "what signs sessions: 32 bytes or more, or several such, comma-separated (openssl rand -hex 32)", listed(&c.sessionSecrets, like(`(?s).{32,}`))},
 		{"METRICS_TOKEN", "", "", "what opens /metrics; unset: it stays shut", text(&c.metricsToken, `[!-~]*`)},
+		{"REDIS_URL", "", "", "redis[s]://[user:password@]host[:port][/db] of a Redis (7.0 or later) that replicas share; unset: memory", func(value string) bool {
+			return value == "" || parsed(&c.redisURL, parseRedisURL)(value)
+		}},
+		{"REDIS_CA", "", "", "the file of the certificates that rediss:// trusts; unset: the system's", func(value string) bool {
+			return value == "" || parsed(&c.redisCA, readCA)(value)
+		}},
+		{"REDIS_PREFIX", "redis-prefix", "wxscan:", "what our keys in Redis begin with", text(&c.redisPrefix, `[!-~]{0,100}`)},
 		{"PUBLIC_URL", "url", "", "http(s)://host[:port] without a path, where phones reach us", func(value string) bool {
 			return value == "" && c.demo || link(&c.publicURL, origin)(value) // -demo knows once it listens
 		}},

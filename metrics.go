@@ -3,19 +3,17 @@ package main
 import (
 	"bytes"
 	"crypto/subtle"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 )
 
 // metrics counts what happens, for Prometheus (text format 0.0.4).
 type metrics struct {
-	waiting atomic.Int64 // parked polls
-
 	mu     sync.Mutex     // guards counts
 	counts map[string]int // by series
 }
@@ -70,9 +68,17 @@ func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	about("wxscan_waiting_browsers", "gauge", "Polls that wait for a scan.")
-	fmt.Fprintln(&page, "wxscan_waiting_browsers", m.waiting.Load())
-	about("wxscan_live_tickets", "gauge", "Tickets that wait, or whose result can be read.")
-	fmt.Fprintln(&page, "wxscan_live_tickets", s.tickets.records.count.Load())
+	fmt.Fprintln(&page, "wxscan_waiting_browsers", s.parked.count())
+	if s.redis == nil {
+		about("wxscan_live_tickets", "gauge", "Tickets that wait, or whose result can be read.")
+		fmt.Fprintln(&page, "wxscan_live_tickets", s.local.count.Load())
+	}
+	up := 1
+	if errors.Is(s.tickets.records.ready(), errStoreUnavailable) {
+		up = 0
+	}
+	about("wxscan_store_up", "gauge", "1 while logins can be kept, 0 while Redis is away.")
+	fmt.Fprintln(&page, "wxscan_store_up", up)
 	about("wxscan_access_token_age_seconds", "gauge", "Age of the access token; 0 without one.")
 	fmt.Fprintln(&page, "wxscan_access_token_age_seconds", s.wechat.tokenAge().Seconds())
 	return write(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", page.Bytes())

@@ -48,7 +48,7 @@ func TestOverACapAPollIsAnsweredAtOnce(t *testing.T) {
 					wg.Go(func() { w.do("GET", target, "", "peer", "127.0.0.1:1", "X-Forwarded-For", test.forwarded(i)) })
 				}
 				synctest.Wait()
-				if got := int(w.metrics.waiting.Load()); got != test.want {
+				if got := w.parked.count() - test.taken; got != test.want {
 					t.Errorf("%d polls are parked, want %d", got, test.want)
 				}
 				wg.Wait()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/xml"
@@ -95,10 +96,11 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 	if err := decodeXML(body, push); err != nil {
 		return nil, fmt.Errorf("%w: %w", errPush, err)
 	}
-	if !s.pushes.admit(sign, body) {
-		return nil, fmt.Errorf("%w: it came before, with another body", errSignature)
+	admitted, err := s.pushes.admit(r.Context(), sign, body)
+	if err == nil && !admitted {
+		err = fmt.Errorf("%w: it came before, with another body", errSignature)
 	}
-	return push, nil
+	return push, err
 }
 
 const (
@@ -151,6 +153,7 @@ func (g *guessGuard) judge(who netip.Addr, isRight bool) error {
 // does not cover the body, so whoever has seen one could sign anything with it.
 type pushGuard struct {
 	maxSkew time.Duration // how old or early a push may be; 0 does not look
+	redis   *redis        // keeps what all replicas have seen; nil: the fields below do
 
 	mu    sync.Mutex        // guards seen and order
 	seen  map[string]pushed // by signature
@@ -177,22 +180,26 @@ func (g *pushGuard) fresh(seconds int64) bool {
 
 // admit tells whether a signature carries this body alone, as far as we know.
 // When the memory is full, the oldest push is forgotten.
-func (g *pushGuard) admit(signature string, body []byte) bool {
+func (g *pushGuard) admit(ctx context.Context, signature string, body []byte) (bool, error) {
 	sum, now := sha256.Sum256(body), time.Now()
+	if g.redis != nil {
+		earlier, err := g.redis.first(ctx, "push:"+digest(signature).String(), sum[:], g.life())
+		return earlier == nil || bytes.Equal(earlier, sum[:]), err
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for len(g.order) > 0 && !now.Before(g.seen[g.order[0]].due) {
 		g.forget()
 	}
 	if earlier, known := g.seen[signature]; known {
-		return earlier.body == sum
+		return earlier.body == sum, nil
 	}
 	if len(g.order) == maxPushes {
 		g.forget()
 	}
 	g.seen[signature] = pushed{sum, now.Add(g.life())}
 	g.order = append(g.order, signature)
-	return true
+	return true, nil
 }
 
 // life is how long a signature can be fresh: from maxSkew before its time to

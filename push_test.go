@@ -195,14 +195,14 @@ func TestSafeModeReadsNoXMLOfAWrongSignature(t *testing.T) {
 func TestFullPushGuardForgetsTheOldest(t *testing.T) {
 	g := newPushGuard(10 * time.Minute)
 	for i := range maxPushes + 1000 {
-		g.admit(strconv.Itoa(i), nil)
+		g.admit(t.Context(), strconv.Itoa(i), nil)
 	}
 	for i := 1000; i < maxPushes+1000; i++ {
-		if g.admit(strconv.Itoa(i), []byte("forged")) {
+		if ok, _ := g.admit(t.Context(), strconv.Itoa(i), []byte("forged")); ok {
 			t.Fatalf("push %d is forgotten before older ones", i)
 		}
 	}
-	if !g.admit("0", []byte("another")) {
+	if ok, _ := g.admit(t.Context(), "0", []byte("another")); !ok {
 		t.Error("the oldest is kept, and more than there may be")
 	}
 }
@@ -211,7 +211,7 @@ func TestPushGuardForgetsWhatIsNoLongerFresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newPushGuard(time.Minute)
 		for i := range 1000 {
-			g.admit(strconv.Itoa(i), nil)
+			g.admit(t.Context(), strconv.Itoa(i), nil)
 			time.Sleep(time.Second)
 		}
 		if len(g.seen) > 122 {
@@ -430,16 +430,16 @@ func TestPushGuard(t *testing.T) {
 	}{
 		{"s1", "a", true}, {"s1", "a", true}, {"s1", "b", false}, {"s1", "a", true}, {"s2", "b", true},
 	} {
-		if got := g.admit(test.signature, []byte(test.body)); got != test.want {
+		if got, _ := g.admit(t.Context(), test.signature, []byte(test.body)); got != test.want {
 			t.Errorf("%d: admit = %v, want %v", i, got, test.want)
 		}
 	}
 	synctest.Test(t, func(t *testing.T) {
 		g := newPushGuard(10 * time.Minute)
 		sent := time.Now().Add(10 * time.Minute) // as early as it may be
-		g.admit("s", []byte("a"))
+		g.admit(t.Context(), "s", []byte("a"))
 		for g.fresh(sent.Unix()) {
-			if g.admit("s", []byte("b")) {
+			if ok, _ := g.admit(t.Context(), "s", []byte("b")); ok {
 				t.Fatal(fmt.Sprint("a signature is forgotten while it is fresh, at ", time.Until(sent)))
 			}
 			time.Sleep(time.Minute)

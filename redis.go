@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -49,22 +50,6 @@ var (
 type refusal string
 
 func (r refusal) Error() string { return string(r) }
-
-// refusals are by what Redis' error begins with.
-var refusals = []struct{ begin, words string }{
-	{"WRONGPASS", "Redis takes no such user and password as REDIS_URL has"},
-	{"NOAUTH", "Redis asks for a password, and REDIS_URL has none"},
-	{"ERR AUTH <password> called without any", "REDIS_URL has a password, and Redis asks for none"},
-	{"NOPERM", redisACL},
-	{"ERR The user executing the script", redisACL}, // 7.0
-	{"ERR ACL failure in script", redisACL},
-	{"ERR DB index", "Redis does not have the database that REDIS_URL names"},
-	{"ERR SELECT is not allowed in cluster", "Redis Cluster is not supported"},
-	{"MOVED", "Redis Cluster is not supported"},
-	{"CLUSTERDOWN", "Redis Cluster is not supported"},
-	{"ERR syntax error", "Redis is too old: 7.0 is needed, or Valkey"},
-	{"ERR unknown command", "Redis lacks one of the commands AUTH SELECT SET GET EVAL PUBLISH SUBSCRIBE PING"},
-}
 
 // parseRedisURL reads a REDIS_URL, and adds the port. Its error does not quote
 // it, for the password.
@@ -280,6 +265,49 @@ func (r *redis) subscribe(ctx context.Context, changed func(name string), resubs
 	return err
 }
 
+// sharedRecords are records in Redis: each is JSON, by its key in hex.
+type sharedRecords struct{ redis *redis }
+
+func (s sharedRecords) ready() error {
+	if !s.redis.up() {
+		return errStoreUnavailable
+	}
+	return nil
+}
+
+func (s sharedRecords) add(ctx context.Context, k key, r *record) (bool, error) {
+	return s.redis.add(ctx, k.String(), encode(r), r.left())
+}
+
+func (s sharedRecords) get(ctx context.Context, k key) (*record, error) {
+	value, err := s.redis.get(ctx, k.String())
+	if err != nil || value == nil {
+		return nil, err
+	}
+	r := new(record)
+	if json.Unmarshal(value, r) != nil {
+		return nil, fmt.Errorf("%w: what is under a ticket's key is no record", errStoreUnavailable)
+	}
+	return r, nil
+}
+
+func (s sharedRecords) swap(ctx context.Context, k key, old, next *record) (bool, error) {
+	held, err := json.Marshal(old) // as encode wrote it
+	if err != nil {
+		return false, err
+	}
+	return s.redis.swap(ctx, k.String(), held, encode(next), next.left())
+}
+
+// encode returns a new record as JSON, with a nonce: whoever lost the answer to a
+// command knows their own by it.
+func encode(r *record) []byte {
+	r.Nonce = rand.Text()
+	r.Since, r.Ends = r.Since.UTC(), r.Ends.UTC() // to be the same when read and written again
+	value, _ := json.Marshal(r)                   // nothing in it can fail
+	return value
+}
+
 // A redisConn is a connection to Redis.
 type redisConn struct {
 	net.Conn // nil while there is none
@@ -374,9 +402,22 @@ func readReply(in *bufio.Reader) ([][]byte, error) {
 // explain puts an error of Redis' in our words. Of one that is not known it
 // gives the first alone, as READONLY or LOADING: the others can quote secrets.
 func explain(reply string) error {
-	for _, r := range refusals {
-		if strings.HasPrefix(reply, r.begin) {
-			return refusal(r.words)
+	for _, known := range []struct{ begin, words string }{
+		{"WRONGPASS", "Redis takes no such user and password as REDIS_URL has"},
+		{"NOAUTH", "Redis asks for a password, and REDIS_URL has none"},
+		{"ERR AUTH <password> called without any", "REDIS_URL has a password, and Redis asks for none"},
+		{"NOPERM", redisACL},
+		{"ERR The user executing the script", redisACL}, // 7.0
+		{"ERR ACL failure in script", redisACL},
+		{"ERR DB index", "Redis does not have the database that REDIS_URL names"},
+		{"ERR SELECT is not allowed in cluster", "Redis Cluster is not supported"},
+		{"MOVED", "Redis Cluster is not supported"},
+		{"CLUSTERDOWN", "Redis Cluster is not supported"},
+		{"ERR syntax error", "Redis is too old: 7.0 is needed, or Valkey"},
+		{"ERR unknown command", "Redis lacks one of the commands AUTH SELECT SET GET EVAL PUBLISH SUBSCRIBE PING"},
+	} {
+		if strings.HasPrefix(reply, known.begin) {
+			return refusal(known.words)
 		}
 	}
 	code, _, _ := strings.Cut(reply, " ")

@@ -313,7 +313,7 @@ func TestEverythingAtOnceNeverHangs(t *testing.T) {
 			t.Parallel()
 			const public = "http://login.test"
 			transport := &http.Transport{MaxIdleConnsPerHost: 100}
-			s := &soak{shown: newStore(time.Minute, math.MaxInt), confirm: test.name == "with CONFIRM", faulty: test.name == "with faults",
+			s := &soak{shown: newStore(time.Minute, &localRecords{max: math.MaxInt}), confirm: test.name == "with CONFIRM", faulty: test.name == "with faults",
 				client: &http.Client{Transport: transport, Timeout: bearable}}
 			settings := append(test.settings, "METRICS_TOKEN=letmein", "QR_RATE=0", "TICKET_TTL=2s", "WECHAT_TOKEN="+testToken)
 			args, logged := []string{"-demo", "-addr", "127.0.0.1:0"}, new(syncBuffer)

@@ -21,6 +21,9 @@ const (
 	// maxCodes is how many OAuth codes a ticket remembers. Each costs a call of
 	// WeChat's, and whoever photographs a QR code can bring more.
 	maxCodes = 20
+	// lookAgain is how often who waits reads a record that replicas share, in case
+	// the word of its change got lost.
+	lookAgain = 5 * time.Second
 	// sweepEvery is how often the tickets that have ended are forgotten.
 	sweepEvery = 2 * time.Second
 )
@@ -38,6 +41,14 @@ func digest(ticket string) key {
 }
 
 func (k key) String() string { return hex.EncodeToString(k[:]) }
+
+// MarshalText writes a key in hex, for JSON.
+func (k key) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+func (k *key) UnmarshalText(text []byte) error {
+	*k = parseKey(string(text))
+	return nil
+}
 
 // parseKey reads a key in hex. Anything else yields the zero key, which names no ticket.
 func parseKey(text string) (k key) {
@@ -85,6 +96,7 @@ type record struct {
 	Since  time.Time // when the ticket came to its status
 	Ends   time.Time // of the status: from then on the ticket has expired
 	Codes  []attempt // of flow B, never changed in place
+	Nonce  string    // in Redis: tells records apart that are else alike
 }
 
 // An attempt is an OAuth code that a phone has brought.
@@ -103,16 +115,31 @@ func (r *record) left() time.Duration { return time.Until(r.Ends) }
 // ticket's record for the next, and whoever won the swap does what
 // follows from it.
 type store struct {
-	ttl     time.Duration
-	confirm bool // a scan must be confirmed
-	records localRecords
-	waiting waiters               // who waits for a change
-	event   func(k key, r record) // is told of each new status of a ticket
+	ttl       time.Duration
+	confirm   bool // a scan must be confirmed
+	records   records
+	lookAgain time.Duration         // how often who waits looks, in case nobody wakes them
+	waiting   waiters               // who waits for a change
+	event     func(k key, r record) // is told of each new status of a ticket
 }
 
-// newStore returns a store of at most max tickets that each wait for ttl.
-func newStore(ttl time.Duration, max int) *store {
-	return &store{ttl: ttl, records: localRecords{max: int64(max)}, event: func(key, record) {}}
+// records is where the records of tickets are kept: localRecords, or redis.
+type records interface {
+	// ready returns why no record can be added now: errTooManyTickets or
+	// errStoreUnavailable.
+	ready() error
+	// add keeps a record until it ends. It is false if the key has one already.
+	add(ctx context.Context, k key, r *record) (bool, error)
+	// get returns a record, which may have ended; nil if there is none.
+	get(ctx context.Context, k key) (*record, error)
+	// swap puts next in the place of old, as get returned it. It is true for one
+	// caller alone.
+	swap(ctx context.Context, k key, old, next *record) (bool, error)
+}
+
+// newStore returns a store whose tickets each wait for ttl.
+func newStore(ttl time.Duration, records records) *store {
+	return &store{ttl: ttl, records: records, lookAgain: time.Hour, event: func(key, record) {}}
 }
 
 // begin makes ticket the ticket of a wait that starts now. It returns
@@ -281,7 +308,7 @@ func (s *store) wait(ctx context.Context, k key, d time.Duration, news func(reco
 			s.waiting.leave(k, changed)
 			return r, err
 		}
-		timer := time.NewTimer(left)
+		timer := time.NewTimer(min(left, s.lookAgain))
 		select {
 		case <-changed.woken:
 		case <-timer.C:
@@ -290,23 +317,6 @@ func (s *store) wait(ctx context.Context, k key, d time.Duration, news func(reco
 		}
 		timer.Stop()
 		s.waiting.leave(k, changed)
-	}
-}
-
-// sweep forgets the tickets that have ended, every sweepEvery until ctx ends.
-func (s *store) sweep(ctx context.Context) {
-	for tick := time.Tick(sweepEvery); ; {
-		select {
-		case <-tick:
-			s.records.sweep(func(k key, r record) {
-				if r.waits() {
-					r.Status = statusExpired
-					s.event(k, r)
-				}
-			})
-		case <-ctx.Done():
-			return
-		}
 	}
 }
 
@@ -357,6 +367,17 @@ func (w *waiters) wake(k key) {
 	}
 }
 
+// wakeAll makes all who wait look again: changes may have been missed.
+func (w *waiters) wakeAll() {
+	w.mu.Lock()
+	all := w.byKey
+	w.byKey = nil
+	w.mu.Unlock()
+	for _, c := range all {
+		close(c.woken)
+	}
+}
+
 // localRecords are the records of at most max tickets, finished ones too, in a map.
 type localRecords struct {
 	max   int64
@@ -364,7 +385,13 @@ type localRecords struct {
 	byKey sync.Map     // *record
 }
 
-// add keeps a new record. It is false if the key has one already.
+func (m *localRecords) ready() error {
+	if m.count.Load() >= m.max {
+		return errTooManyTickets
+	}
+	return nil
+}
+
 func (m *localRecords) add(_ context.Context, k key, r *record) (bool, error) {
 	if m.count.Add(1) > m.max {
 		m.count.Add(-1)
@@ -377,27 +404,36 @@ func (m *localRecords) add(_ context.Context, k key, r *record) (bool, error) {
 	return !known, nil
 }
 
-// full tells whether there is no room for another record.
-func (m *localRecords) full() bool { return m.count.Load() >= m.max }
-
-// get returns a record, which may have ended; nil if there is none.
 func (m *localRecords) get(_ context.Context, k key) (*record, error) {
 	v, _ := m.byKey.Load(k)
 	r, _ := v.(*record)
 	return r, nil
 }
 
-// swap puts next in the place of old. It is true for one caller alone.
 func (m *localRecords) swap(_ context.Context, k key, old, next *record) (bool, error) {
 	return m.byKey.CompareAndSwap(k, old, next), nil
 }
 
-// sweep deletes the records that have ended, and passes each to ended.
-func (m *localRecords) sweep(ended func(key, record)) {
-	for k, v := range m.byKey.Range {
-		if r := v.(*record); r.left() <= 0 && m.byKey.CompareAndDelete(k, r) {
+// sweep forgets the records that have ended, every sweepEvery until ctx ends, and
+// tells event of those with which nobody has logged in.
+func (m *localRecords) sweep(ctx context.Context, event func(key, record)) {
+	for tick := time.Tick(sweepEvery); ; {
+		select {
+		case <-tick:
+		case <-ctx.Done():
+			return
+		}
+		for k, v := range m.byKey.Range {
+			r := v.(*record)
+			if r.left() > 0 || !m.byKey.CompareAndDelete(k, r) {
+				continue
+			}
 			m.count.Add(-1)
-			ended(k.(key), *r)
+			if r.waits() {
+				expired := *r
+				expired.Status = statusExpired
+				event(k.(key), expired)
+			}
 		}
 	}
 }

@@ -64,7 +64,7 @@ func TestDigest(t *testing.T) {
 
 func TestTicketExpiresToTheNanosecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStore(5*time.Minute, 10)
+		s := newStore(5*time.Minute, &localRecords{max: 10})
 		k := s.start(t, "t")
 		time.Sleep(5*time.Minute - 1)
 		if got := s.stands(t, k).Status; got != statusPending {
@@ -79,7 +79,7 @@ func TestTicketExpiresToTheNanosecond(t *testing.T) {
 
 func TestResultStaysReadableThenGoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStore(time.Minute, 10)
+		s := newStore(time.Minute, &localRecords{max: 10})
 		k := s.start(t, "t")
 		time.Sleep(59 * time.Second)
 		if !s.scans(t, k, "alice") {
@@ -104,7 +104,7 @@ func TestAScanLeavesTimeToDecide(t *testing.T) {
 		time.Minute:                    4 * time.Minute,
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			s := newStore(5*time.Minute, 10)
+			s := newStore(5*time.Minute, &localRecords{max: 10})
 			s.confirm = true
 			k := s.start(t, "t")
 			time.Sleep(at)
@@ -123,7 +123,7 @@ func TestAScanLeavesTimeToDecide(t *testing.T) {
 func TestSweepForgetsWhatHasEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		s := newStore(720*time.Hour, 100) // however long tickets live, results do not stay
+		s := newStore(720*time.Hour, &localRecords{max: 100}) // however long tickets live, results do not stay
 		events := make(map[status]int)
 		var mu sync.Mutex
 		s.event = func(_ key, r record) {
@@ -131,7 +131,7 @@ func TestSweepForgetsWhatHasEnded(t *testing.T) {
 			defer mu.Unlock()
 			events[r.Status]++
 		}
-		go s.sweep(ctx)
+		go s.records.(*localRecords).sweep(ctx, s.event)
 		for i := range 10 {
 			if k := s.start(t, strconv.Itoa(i)); i < 4 {
 				s.scans(t, k, "o")
@@ -144,11 +144,11 @@ func TestSweepForgetsWhatHasEnded(t *testing.T) {
 			time.Sleep(step.after)
 			synctest.Wait()
 			held := int64(0)
-			for range s.records.byKey.Range {
+			for range s.records.(*localRecords).byKey.Range {
 				held++
 			}
-			if held != step.held || s.records.count.Load() != step.held {
-				t.Errorf("%d held, %d counted, want %d", held, s.records.count.Load(), step.held)
+			if held != step.held || s.records.(*localRecords).count.Load() != step.held {
+				t.Errorf("%d held, %d counted, want %d", held, s.records.(*localRecords).count.Load(), step.held)
 			}
 		}
 		cancel()
@@ -161,7 +161,7 @@ func TestSweepForgetsWhatHasEnded(t *testing.T) {
 }
 
 func TestTicketBelongsToItsFlow(t *testing.T) {
-	s := newStore(time.Minute, 10)
+	s := newStore(time.Minute, &localRecords{max: 10})
 	scan, auth := s.start(t, "a"), s.startAuth(t, "b")
 	if _, first, _ := s.complete(t.Context(), scan, flowAuth, login{OpenID: "o"}); first || s.scans(t, auth, "o") {
 		t.Error("a ticket is completed through the other flow")
@@ -175,9 +175,9 @@ func TestTicketBelongsToItsFlow(t *testing.T) {
 }
 
 func TestTicketIsIssuedOnce(t *testing.T) {
-	s := newStore(time.Minute, 10)
+	s := newStore(time.Minute, &localRecords{max: 10})
 	s.start(t, "t")
-	if s.begin(t.Context(), "t", flowScan, "x", asker{}) == nil || s.records.count.Load() != 1 {
+	if s.begin(t.Context(), "t", flowScan, "x", asker{}) == nil || s.records.(*localRecords).count.Load() != 1 {
 		t.Error("one ticket is given to two browsers, or counted twice")
 	}
 }
@@ -186,15 +186,15 @@ func TestCapCountsWhatIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		s := newStore(time.Minute, 2)
-		go s.sweep(ctx)
+		s := newStore(time.Minute, &localRecords{max: 2})
+		go s.records.(*localRecords).sweep(ctx, s.event)
 		s.start(t, "1")
 		time.Sleep(time.Second)
 		s.scans(t, s.start(t, "2"), "alice") // a finished ticket counts
 		full := func() bool {
 			return errors.Is(s.begin(t.Context(), "3", flowScan, "x", asker{}), errTooManyTickets)
 		}
-		if !full() || s.records.count.Load() != 2 {
+		if !full() || s.records.(*localRecords).count.Load() != 2 {
 			t.Error("there is a ticket over the cap")
 		}
 		time.Sleep(time.Minute + sweepEvery)
@@ -206,7 +206,7 @@ func TestCapCountsWhatIsKept(t *testing.T) {
 
 func TestAllWaitersWakeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStore(time.Minute, 10)
+		s := newStore(time.Minute, &localRecords{max: 10})
 		k := s.start(t, "t")
 		start := time.Now()
 		var woken atomic.Int32
@@ -242,7 +242,7 @@ func TestWaitEnds(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := newStore(test.ttl, 10)
+				s := newStore(test.ttl, &localRecords{max: 10})
 				k := s.start(t, "t")
 				ctx, cancel := context.WithTimeout(t.Context(), test.cancel)
 				defer cancel()
@@ -261,7 +261,7 @@ func TestWaitEnds(t *testing.T) {
 }
 
 func TestNoWakeUpIsLost(t *testing.T) {
-	s := newStore(time.Minute, 10_000)
+	s := newStore(time.Minute, &localRecords{max: 10_000})
 	for i := range 2000 {
 		k := s.start(t, strconv.Itoa(i))
 		var wg sync.WaitGroup
@@ -274,7 +274,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 }
 
 func TestFirstScanWinsARace(t *testing.T) {
-	s := newStore(time.Minute, 10_000)
+	s := newStore(time.Minute, &localRecords{max: 10_000})
 	for i := range 1000 {
 		k := s.start(t, strconv.Itoa(i))
 		var wins atomic.Int32
@@ -299,7 +299,7 @@ func TestFirstScanWinsARace(t *testing.T) {
 }
 
 func TestOneDecisionUnderAnyRace(t *testing.T) {
-	s := newStore(time.Minute, 10)
+	s := newStore(time.Minute, &localRecords{max: 10})
 	s.confirm = true
 	k := s.start(t, "t")
 	s.scans(t, k, "alice")
@@ -321,7 +321,7 @@ func TestOneDecisionUnderAnyRace(t *testing.T) {
 }
 
 func TestACodeIsClaimedOnce(t *testing.T) {
-	s := newStore(time.Minute, 10)
+	s := newStore(time.Minute, &localRecords{max: 10})
 	k := s.startAuth(t, "t")
 	var claims atomic.Int32
 	var wg sync.WaitGroup
@@ -356,7 +356,7 @@ func TestACodeIsClaimedOnce(t *testing.T) {
 }
 
 func TestInvalidCodesDoNotUseUpATicket(t *testing.T) {
-	s := newStore(time.Minute, 10)
+	s := newStore(time.Minute, &localRecords{max: 10})
 	k := s.startAuth(t, "t")
 	for i := range 5 * maxCodes {
 		code := strconv.Itoa(i)
@@ -378,7 +378,7 @@ func TestInvalidCodesDoNotUseUpATicket(t *testing.T) {
 
 func TestACodeOfATicketThatExpiresMeanwhileIsNoLogin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStore(time.Minute, 10)
+		s := newStore(time.Minute, &localRecords{max: 10})
 		k := s.startAuth(t, "t")
 		s.claim(t.Context(), k, "code")
 		time.Sleep(time.Minute)
