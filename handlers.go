@@ -688,11 +688,13 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 
 // writeJSON is how all JSON leaves.
 func writeJSON(w http.ResponseWriter, status int, v any) error {
-	body, err := json.Marshal(v)
-	if err != nil {
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false) // people copy URLs, with their &, from a terminal
+	if err := encoder.Encode(v); err != nil {
 		return err
 	}
-	return write(w, status, "application/json", append(body, '\n'))
+	return write(w, status, "application/json", body.Bytes())
 }
 
 // write ends a handler: whether the client is still there is not its concern.

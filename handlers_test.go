@@ -292,6 +292,7 @@ func TestRoutes(t *testing.T) {
 		{"poll of an empty ticket", "GET", "/wechat/checklogin?ticket=", "", 200, `{"login":false,"status":"expired"}`},
 		{"poll with a nonsensical wait", "GET", "/wechat/checklogin?wait=x&ticket=" + ticket, "", 200, "pending"},
 		{"poll with a negative wait", "GET", "/wechat/checklogin?wait=-99999999999999999999&ticket=" + ticket, "", 200, "pending"},
+		{"flow B's URL, to be copied", "GET", "/wechat/getauthqr", "", 200, "&response_type=code&"},
 		{"callback of nobody", "GET", "/wechat/accessusercode", "", 303, ""},
 		{"login page", "GET", "/", "", 200, "wxscan.js"},
 		{"login page to go back nowhere", "GET", "/", "", 200, `data-return-to=""`},

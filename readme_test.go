@@ -1,6 +1,16 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -41,16 +51,31 @@ func among(t *testing.T, known, names []string, complaint string) {
 	}
 }
 
+// code returns the blocks of code in a language, or in all of them.
+func code(t *testing.T, text, language string) []string {
+	t.Helper()
+	return named(t, text, "(?ms)^```"+language+"\n(.*?)^```")
+}
+
 func TestREADMENamesTheSettingsThatExist(t *testing.T) {
+	var help bytes.Buffer
+	for _, args := range [][]string{{"-h"}, {"check", "-h"}, {"sign", "-h"}} {
+		must(t, run(t.Context(), args, none, &help, io.Discard))
+	}
+	flags := named(t, help.String(), `\B-([a-z-]+)`)
 	forEachREADME(t, func(t *testing.T, text string) {
+		text = regexp.MustCompile("(?s)```.*?```").ReplaceAllString(text, "")
 		var envs []string
-		flags := []string{"demo", "json"} // -json is of check
 		for _, s := range new(config).settings() {
-			row := regexp.MustCompile("(?m)^\\|[^|]*`" + s.env + "`[^|]*\\|[^|]*" + strings.Replace("`-"+s.flag+"`", "`-`", "", 1) + "[^|]*\\|")
-			if !row.MatchString(text) {
-				t.Errorf("%s is not in the table of settings", s.env)
+			envs = append(envs, s.env)
+			row := regexp.MustCompile("(?m)^\\|[^|]*`" + s.env + "`.*").FindString(text)
+			if row == "" || s.flag != "" && !strings.Contains(row, "`-"+s.flag+"`") {
+				t.Errorf("the table of settings has no %s with its flag %q", s.env, s.flag)
 			}
-			envs, flags = append(envs, s.env), append(flags, s.flag)
+			isSaid := s.env == "SESSION_SECRET" || strings.HasSuffix(s.env, "_BASE") || s.byDefault == ""
+			if !isSaid && !strings.Contains(row, "`"+s.byDefault+"`") {
+				t.Errorf("%s is %q by default, and its row says %q", s.env, s.byDefault, row)
+			}
 		}
 		among(t, envs, named(t, text, "`([A-Z]{4,})[`=]|\\b([A-Z]+_[A-Z_]+)\\b"), "there is no setting")
 		among(t, flags, named(t, text, "`-([a-z-]+)"), "there is no flag")
@@ -61,8 +86,10 @@ func TestREADMENamesTheSettingsThatExist(t *testing.T) {
 // line; -h, at its end, lets it do no more.
 func TestREADMEGivesCommandsThatAreUnderstood(t *testing.T) {
 	wxscan := build(t)
+	file := regexp.MustCompile(`-env \S+`)
 	forEachREADME(t, func(t *testing.T, text string) {
-		for _, args := range named(t, text, `(?m)(?:go run \.|[^-\w/]\./wxscan)((?: [^\s|`+"`"+`]+)*)`) {
+		for _, args := range named(t, text, `(?:go run \.|[^-\w/]\./wxscan|sudo wxscan)((?: [^\s|`+"`"+`]+)*)`) {
+			args = file.ReplaceAllString(args, "-env /dev/null")
 			if out, err := exec.Command("sh", "-c", wxscan+args+" -h").CombinedOutput(); err != nil {
 				t.Errorf("wxscan%s: %v, %s", args, err, out)
 			}
@@ -72,79 +99,211 @@ func TestREADMEGivesCommandsThatAreUnderstood(t *testing.T) {
 
 func TestREADMENamesPathsThatAreAnswered(t *testing.T) {
 	w := newWorld(t)
+	paths := `((?:GET|POST) /(?:[\w./]*\w)?)|(/(?:wechat|static|demo)/[\w./]*\w|/healthz|/metrics)`
 	forEachREADME(t, func(t *testing.T, text string) {
-		for _, call := range named(t, text, `((?:GET|POST) /(?:[\w./]*\w)?)|(/(?:wechat|static|demo)/[\w./]*\w|/healthz|/metrics)`) {
+		for _, call := range named(t, text, paths) {
 			method, path, ok := strings.Cut(call, " ")
 			if !ok {
 				method, path = "GET", call
 			}
+			logged := len(w.logged.String())
 			out := w.do(method, path, "")
-			unknown := out.Code == 404 && (strings.HasPrefix(path, "/static/") || strings.Contains(out.Body.String(), "page not found"))
-			if unknown || out.Code == 405 && ok {
+			unknown := strings.Contains(w.logged.String()[logged:], "route=/ ")
+			if unknown && (out.Code == http.StatusNotFound || ok) || out.Code == 404 && strings.HasPrefix(path, "/static/") {
 				t.Errorf("%s %s: %d %s", method, path, out.Code, out.Body)
 			}
 		}
 	})
 }
 
-// TestREADMENamesTheFieldsThatAreAnswered holds for JSON fields both ways. What
-// else the section on the interface names must be a word of the program's.
+// anInterface is the section on the interface, of a README in either language.
+func anInterface(text string) string {
+	_, text, _ = strings.Cut(text, "| `GET /wechat/getloginqr` |")
+	text, _, _ = strings.Cut(text, "\n[")
+	return text
+}
+
+// TestREADMENamesTheFieldsThatAreAnswered goes both ways: what is in an answer
+// is in the section on the interface, and what is in an object there is answered.
 func TestREADMENamesTheFieldsThatAreAnswered(t *testing.T) {
-	read := func(file string) string {
-		text, err := os.ReadFile(file)
-		must(t, err)
-		return string(text)
+	w := newWorld(t, "WECHAT_SCOPE=snsapi_userinfo", "CONFIRM=true")
+	fields := make(map[string]any)
+	add := func(out *httptest.ResponseRecorder) { must(t, json.Unmarshal(out.Body.Bytes(), &fields)) }
+	for _, begin := range []string{"getloginqr", "getauthqr"} {
+		add(w.do("GET", "/wechat/"+begin, ""))
+		w.issued = append(w.issued, fields["ticket"].(string))
 	}
-	fields := named(t, read("handlers.go")+read("store.go"), `json:"(\w+)`)
-	literals := named(t, read("handlers.go")+read("store.go")+read("demo.go"), `"(\w+)"`)
+	ticket, secret := w.asked(t, "getauthqr")
+	poll := "/wechat/checklogin?ticket=" + ticket
+	add(w.do("GET", poll, "")) // scanned
+	w.answerPhone(secret, "yes")
+	add(w.do("GET", poll, "")) // done
+	add(w.do("GET", "/wechat/session", "", "Authorization", "Bearer "+fields["token"].(string)))
+	w.setFault(func(rw http.ResponseWriter, _ *http.Request) bool {
+		fmt.Fprint(rw, `{"errcode":40013}`)
+		return true
+	})
+	add(w.do("GET", "/wechat/getloginqr", ""))
 	forEachREADME(t, func(t *testing.T, text string) {
-		_, text, _ = strings.Cut(text, "| `GET /wechat/getloginqr` |")
-		text, _, _ = strings.Cut(text, "\n## ")
+		text = anInterface(text)
 		objects := strings.Join(named(t, text, "`\\{([^`]*)`"), ",")
 		inJSON := named(t, regexp.MustCompile(`:"[^"]*"`).ReplaceAllString(objects, ""), `"(\w+)"`)
-		words := named(t, text, "`\"?([a-z]\\w*)\"?`|\"status\":\"(\\w+)\"")
-		among(t, fields, inJSON, "no answer has a field")
-		among(t, slices.Concat(fields, literals), words, "nothing is called")
-		among(t, slices.Concat(inJSON, words), fields, "no word of the field")
+		answered := slices.Collect(maps.Keys(fields))
+		among(t, answered, inJSON, "no answer has a field")
+		among(t, named(t, text, "[`\"](\\w+)[`\"]"), answered, "no word of the field")
 	})
 }
 
-func TestREADMENamesFilesThatExist(t *testing.T) {
+func TestREADMENamesTheErrorsThatAreAnswered(t *testing.T) {
+	w := newWorld(t)
+	var answered []string
+	for _, err := range []error{errNoTicket, errPush, errNoSession, errSignature, errCrossOrigin, errNothingHere,
+		errMethod, errTooLarge, errRateLimited, errGuessing, errTooManyTickets, errRefused, errUnreachable, errTimeout,
+		errors.New("another")} {
+		out := httptest.NewRecorder()
+		w.fail(out, httptest.NewRequest("GET", "/", nil), err)
+		var answer struct{ Error string }
+		must(t, json.Unmarshal(out.Body.Bytes(), &answer))
+		answered = append(answered, fmt.Sprintf("`%s` %d", answer.Error, out.Code))
+	}
 	forEachREADME(t, func(t *testing.T, text string) {
-		for _, file := range named(t, text, `\]\(([^:)]+)\)|(deploy/[\w.]+\w|README[\w.-]*\.md|\.ci/\w+)`) {
-			if _, err := os.Stat(file); err != nil {
-				t.Error(err)
+		said := named(t, anInterface(text), "(`[a-z_]+` \\d{3})")
+		among(t, answered, said, "nothing is answered with")
+		among(t, said, answered, "no word of the error")
+	})
+}
+
+func TestREADMEsNameFilesThatExist(t *testing.T) {
+	files, err := filepath.Glob("docs/*.md")
+	must(t, err)
+	for _, file := range append(files, "README.md", "README.zh-CN.md") {
+		text, err := os.ReadFile(file)
+		must(t, err)
+		for _, link := range regexp.MustCompile(`\]\(([^:)]+)\)`).FindAllStringSubmatch(string(text), -1) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(file), link[1])); err != nil {
+				t.Errorf("%s: %v", file, err)
 			}
 		}
-	})
+	}
 }
 
 func TestREADMEsLinkEachOtherAndHoldTheSameCode(t *testing.T) {
-	var code [][]string
+	var blocks [][]string
 	forEachREADME(t, func(t *testing.T, text string) {
 		named(t, text, `\[(?:中文\]\(README\.zh-CN|English\]\(README)\.md\)`)
-		code = append(code, named(t, text, "(?ms)^```((?:sh|go|js|html)\n.*?)^```"))
+		blocks = append(blocks, code(t, text, `\w+`))
+		if lines := strings.Count(text, "\n"); lines >= 170 {
+			t.Errorf("it has %d lines", lines)
+		}
 	})
-	if !slices.Equal(code[0], code[1]) {
-		t.Errorf("the code differs: %q and %q", code[0], code[1])
+	if !slices.Equal(blocks[0], blocks[1]) {
+		t.Errorf("the code differs: %q and %q", blocks[0], blocks[1])
 	}
+}
+
+// smoke runs the README's smoke.sh against a server, and returns its last line.
+func smoke(t *testing.T, script, base string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "sh", append([]string{"-c", script, "smoke.sh"}, args...)...)
+	cmd.Env = append(os.Environ(), "B="+base)
+	out, err := cmd.CombinedOutput()
+	must(t, err)
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return lines[len(lines)-1]
 }
 
 func TestREADMELogsInFromTheShell(t *testing.T) {
 	program(t, "curl", "curl")
 	base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0")
 	forEachREADME(t, func(t *testing.T, text string) {
-		smoke := filepath.Join(t.TempDir(), "smoke.sh")
-		must(t, os.WriteFile(smoke, []byte(named(t, text, "(?ms)^```sh\n(set -eu\n.*?)^```")[0]), 0o600))
+		script := code(t, text, "sh")[1]
 		want := named(t, text, "`(\\{\"login\":true[^`…]*)`")[0]
-		for _, flow := range []string{"", "getauthqr"} {
-			cmd := exec.CommandContext(t.Context(), "sh", smoke, flow)
-			cmd.Env = append(os.Environ(), "B="+base)
-			out, err := cmd.CombinedOutput()
-			lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-			if last := lines[len(lines)-1]; err != nil || !strings.HasPrefix(last, want) {
-				t.Errorf("flow %q: %v, %s; want %s", flow, err, last, want)
+		for _, flow := range []string{"getloginqr", "getauthqr"} {
+			if last := smoke(t, script, base, flow); !strings.HasPrefix(last, want) {
+				t.Errorf("%s: %s; want %s", flow, last, want)
 			}
 		}
 	})
+}
+
+// TestREADMEsShellWaitsForARealPhone has a server without a simulator, and a
+// phone that scans only once the shell has been told that nobody has yet.
+func TestREADMEsShellWaitsForARealPhone(t *testing.T) {
+	program(t, "curl", "curl")
+	base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0")
+	target, err := url.Parse(base)
+	must(t, err)
+	through, polls := httputil.NewSingleHostReverseProxy(target), 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		query := r.URL.Query()
+		switch {
+		case strings.HasPrefix(r.URL.Path, "/demo/"):
+			http.NotFound(w, r)
+			return
+		case r.URL.Path != "/wechat/checklogin":
+		case polls == 0:
+			query.Del("wait")
+			polls++
+		default:
+			resp, err := http.PostForm(base+"/demo/scan", url.Values{"ticket": query["ticket"], "openid": {"bob"}})
+			if err != nil {
+				t.Error(err)
+				break
+			}
+			resp.Body.Close()
+		}
+		r.URL.RawQuery = query.Encode()
+		through.ServeHTTP(w, r)
+	}))
+	defer server.Close()
+	text, err := os.ReadFile("README.md")
+	must(t, err)
+	if last := smoke(t, code(t, string(text), "sh")[1], server.URL); !strings.Contains(last, `"openid":"bob"`) {
+		t.Errorf("it ends with %s", last)
+	}
+}
+
+// TestREADMEsExamplesKnowWhoIsLoggedIn runs what the README gives for Go, Node
+// and Python, each within what is left out there; not for PHP and Java.
+func TestREADMEsExamplesKnowWhoIsLoggedIn(t *testing.T) {
+	base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0")
+	qr := begun(t, base, "getauthqr")
+	resp, err := http.PostForm(base+"/demo/scan", url.Values{"ticket": {qr.Ticket}, "openid": {"alice"}})
+	must(t, err)
+	resp.Body.Close()
+	cookie := "wxscan_session=" + polled(t, base, qr.Ticket, "25").Token
+	text, err := os.ReadFile("README.md")
+	must(t, err)
+
+	for _, example := range []struct{ language, file, program, debianPackage, before, after string }{
+		{"go", "main.go", "go", "golang", `package main
+			import ("fmt"; "net/http"; "os")
+			func main() { if err := ask(&http.Request{Header: http.Header{"Cookie": os.Args[1:]}}); err != nil { panic(err) } }
+			func ask(r *http.Request) error {
+			`, `
+			fmt.Print(openID)
+			return nil }`},
+		{"js", "main.mjs", "node", "nodejs",
+			"const req = { headers: { cookie: process.argv[2] } };\n", "process.stdout.write(openid ?? '');"},
+		{"python", "main.py", "python3", "python3",
+			"import http.client, sys\ncookies = sys.argv[1] if len(sys.argv) > 1 else ''\n", "print(openid or '', end='')"},
+	} {
+		t.Run(example.language, func(t *testing.T) {
+			program := program(t, example.program, example.debianPackage)
+			file := filepath.Join(t.TempDir(), example.file)
+			address := strings.NewReplacer("http://127.0.0.1:8080", base, `"127.0.0.1", 8080`,
+				strings.Replace(strings.Replace(base, "http://", `"`, 1), ":", `", `, 1))
+			source := example.before + address.Replace(code(t, string(text), example.language)[0]) + example.after
+			must(t, os.WriteFile(file, []byte(source), 0o600))
+			for want, args := range map[string][]string{"alice": {file, cookie}, "": {file}} {
+				if example.language == "go" {
+					args = append([]string{"run"}, args...)
+				}
+				out, err := exec.CommandContext(t.Context(), program, args...).CombinedOutput()
+				if err != nil || string(out) != want {
+					t.Errorf("%v, %q; want %q", err, out, want)
+				}
+			}
+		})
+	}
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A load run of the real binary over loopback: prints the numbers of the README.
+# A load run of the real binary over loopback: prints the numbers of docs/performance.md.
 # For rates the server has one core and the load another; memory is as it comes.
 # Takes some four minutes; needs wrk (apt-get install wrk) and two cores.
 set -euo pipefail
