@@ -78,7 +78,7 @@ type server struct {
 func newServer(config config, log *slog.Logger) *server {
 	s := &server{config: config, log: log,
 		local:  &localRecords{max: int64(config.maxTickets)},
-		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID, ttl: config.sessionTTL},
+		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID, ttl: config.sessionTTL, allowedOrigins: config.allowedOrigins},
 		wechat: newWeChat(&config, log),
 		pushes: newPushGuard(config.maxSkew), guesses: newGuessGuard(), askers: newLimiter(config.qrRate), viewers: newLimiter(10 * config.qrRate),
 		badCodes: newLimiter(10), talk: newLimiter(600),
@@ -268,60 +268,6 @@ func (s *server) refuseHEAD(w http.ResponseWriter, r *http.Request) error {
 	return errMethod
 }
 
-// verifyURL answers WeChat's check of the interface URL (验证消息的确来自微信服务器).
-func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
-	query := r.URL.Query()
-	isRight := verify(query.Get("signature"), s.config.token, query.Get("timestamp"), query.Get("nonce"))
-	if err := s.guesses.judge(client(r, s.config.trusted), isRight); err != nil {
-		return err
-	}
-	if r.Header.Get("X-Forwarded-For") == "" && client(r, s.config.trusted).IsLoopback() {
-		w.Header().Set(forwardedHeader, "missing")
-	}
-	return write(w, http.StatusOK, plainText, []byte(query.Get("echostr")))
-}
-
-// receive takes a push from WeChat. A push that cannot be taken now is answered
-// with 500, so that WeChat sends it again.
-func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
-	err := s.takePush(w, r)
-	if errors.Is(err, errStoreUnavailable) {
-		return fmt.Errorf("%w: %w", errNotTaken, err)
-	}
-	return err
-}
-
-// takePush takes a push from WeChat. WeChat resends what is not answered within
-// 5 seconds, so even a push we have no use for is answered with success. Only
-// who has just logged in, or has yet to confirm it, gets a passive reply.
-func (s *server) takePush(w http.ResponseWriter, r *http.Request) error {
-	push, err := s.readPush(w, r)
-	if err != nil {
-		return err
-	}
-	if !push.scan() {
-		return write(w, http.StatusOK, plainText, []byte("success"))
-	}
-	k, who := parseKey(push.scene()), login{OpenID: push.FromUserName}
-	ticket, first, err := s.tickets.complete(r.Context(), k, flowScan, who)
-	if err == nil && ticket.Status == statusExpired { // no scene of ours: perhaps a push made by hand, with our ticket
-		k = digest(push.Ticket)
-		ticket, first, err = s.tickets.complete(r.Context(), k, flowScan, who)
-	}
-	if err != nil {
-		return err
-	}
-	again := ticket.Status == statusScanned && ticket.Flow == flowScan && ticket.Login.OpenID == push.FromUserName
-	if !first && !again {
-		return write(w, http.StatusOK, plainText, []byte("success"))
-	}
-	reply, err := s.passiveReply(push, k, ticket)
-	if err != nil {
-		return err
-	}
-	return write(w, http.StatusOK, "text/xml; charset=utf-8", reply)
-}
-
 // A qrAnswer is a new ticket, for the browser alone that asked for it.
 type qrAnswer struct {
 	Ticket      string `json:"ticket"`
@@ -404,10 +350,10 @@ func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 	if !query.Has("ticket") {
 		return errNoTicket
 	}
-	k := digest(query.Get("ticket"))
+	k, mayKeep := digest(query.Get("ticket")), s.signer.mayKeep(r)
 	wait := time.Duration(0)
 	if seconds, _ := strconv.Atoi(query.Get("wait")); seconds > 0 {
-		if leave, ok := s.park(r, k); ok {
+		if leave, ok := s.parked.park(r, k, client(r, s.config.trusted)); ok {
 			defer leave()
 			wait = time.Duration(min(seconds, maxWait)) * time.Second
 			// The server's ReadTimeout would end the request's context meanwhile.
@@ -422,33 +368,7 @@ func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.answerPoll(w, r, k, ticket)
-}
-
-// park finds a place for a poll of a ticket, and makes the poll ready to stay
-// there: it keeps of the headers only what the answer depends on. Parsed, 10 kB
-// of tiny headers take half a megabyte. There is no place for a request with a
-// body: until that is read, nobody notices that the browser has gone.
-func (s *server) park(r *http.Request, ticket key) (leave func(), ok bool) {
-	if r.ContentLength != 0 || len(r.RequestURI) > maxParkedText {
-		return nil, false
-	}
-	kept := make(http.Header) // no value of the old one: net/http has them all in one slice
-	for _, name := range []string{"Accept", "Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest"} {
-		value := r.Header.Get(name)
-		if len(value) > maxParkedText {
-			return nil, false
-		}
-		if value != "" {
-			kept.Set(name, value)
-		}
-	}
-	who := shares(client(r, s.config.trusted))[0]
-	if !s.parked.enter(ticket, who.key, who.times*maxParkedPerClient) {
-		return nil, false
-	}
-	r.Header, r.Host = kept, ""
-	return func() { s.parked.leave(ticket, who.key) }, true
+	return s.answerPoll(w, k, ticket, mayKeep)
 }
 
 // A pollAnswer tells a browser where its login stands. What does not apply is
@@ -462,8 +382,9 @@ type pollAnswer struct {
 	Number string `json:"number,omitzero"` // that the phone shows too, to be confirmed
 }
 
-// answerPoll answers a poll of the ticket with key k.
-func (s *server) answerPoll(w http.ResponseWriter, r *http.Request, k key, ticket record) error {
+// answerPoll answers a poll of the ticket with key k. With mayKeep a session is
+// set as a cookie too.
+func (s *server) answerPoll(w http.ResponseWriter, k key, ticket record, mayKeep bool) error {
 	answer := pollAnswer{Login: ticket.Status == statusDone, Status: ticket.Status}
 	switch ticket.Status {
 	case statusPending:
@@ -476,7 +397,7 @@ func (s *server) answerPoll(w http.ResponseWriter, r *http.Request, k key, ticke
 		if answer.Token, err = s.signer.sign(ticket.Login, ticket.Since, digest("session of "+k.String()).String()); err != nil {
 			return err
 		}
-		if s.mayKeep(r) {
+		if mayKeep {
 			http.SetCookie(w, s.signer.cookie(answer.Token))
 		}
 	}
@@ -486,92 +407,27 @@ func (s *server) answerPoll(w http.ResponseWriter, r *http.Request, k key, ticke
 // ceil returns whole seconds, rounded up.
 func ceil(d time.Duration) int { return int(math.Ceil(d.Seconds())) }
 
-// callback is where the phone comes back to from the authorize page of flow B.
-func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
-	query := r.URL.Query()
-	k, code := parseKey(query.Get("state")), query.Get("code")
-	ticket, err := s.tickets.look(r.Context(), k)
-	failed := func(reason string) error {
-		http.Redirect(w, r, "/static/html/loginfailed.html?reason="+reason, http.StatusSeeOther)
-		return nil
+// session tells whose session a request comes with: for applications, and for
+// the auth_request of nginx and its like, which look at the status and headers.
+func (s *server) session(w http.ResponseWriter, r *http.Request) error {
+	claims, err := s.signer.fromRequest(r)
+	if err != nil {
+		return err
 	}
-	switch {
-	case err != nil:
-		return failed("unavailable")
-	case ticket.Flow != flowAuth: // or there is no such ticket
-		return failed("expired")
-	case code == "" || code == "authdeny":
-		s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=\"denied\"}")
-		return failed("denied")
-	}
-	ticket, reason := s.redeem(r, k, code)
-	switch {
-	case reason != "":
-		s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=%q}", reason)
-		return failed(reason)
-	case ticket.Status == statusScanned:
-		http.Redirect(w, r, s.confirmURL(k, ticket), http.StatusSeeOther)
-	case ticket.Status == statusDeclined:
-		return failed("declined")
-	default:
-		http.Redirect(w, r, "/static/html/loginsucceed.html", http.StatusSeeOther)
-	}
+	w.Header().Set("X-WeChat-OpenID", claims.OpenID)
+	w.Header().Set("X-WeChat-UnionID", claims.UnionID)
+	return writeJSON(w, http.StatusOK, struct {
+		login
+		ExpiresAt int64 `json:"expiresAt"` // Unix seconds
+	}{login{claims.OpenID, claims.UnionID, claims.Nickname, claims.Avatar}, claims.Expires})
+}
+
+// logout makes the browser forget its session. The token itself, where it was
+// copied, is good until it expires: there is no list of sessions.
+func (s *server) logout(w http.ResponseWriter, r *http.Request) error {
+	http.SetCookie(w, s.signer.cookie(""))
+	w.WriteHeader(http.StatusNoContent)
 	return nil
-}
-
-// redeem logs in whoever comes with a code. A code is exchanged once: a callback
-// that is opened twice waits for the first and shares what comes of it. Where
-// there is no login, reason is why, for the phone's page.
-func (s *server) redeem(r *http.Request, k key, code string) (ticket record, reason string) {
-	ctx := r.Context()
-	asker := client(r, s.config.trusted)
-	if s.badCodes.full(shares(asker)...) {
-		return record{}, string(outcomeUnavailable)
-	}
-	ticket, first, err := s.tickets.claim(ctx, k, code)
-	switch _, tried := ticket.outcome(code); {
-	case err != nil:
-	case first:
-		who, came := s.exchange(ctx, code)
-		if came == outcomeExpired {
-			s.badCodes.pass(shares(asker)...)
-		}
-		ticket, err = s.tickets.settle(context.WithoutCancel(ctx), k, code, came, who)
-	case !tried:
-		return ticket, string(outcomeUsed)
-	default:
-		ticket, err = s.tickets.wait(ctx, k, requestTimeout, func(now record) bool {
-			came, _ := now.outcome(code)
-			return came != outcomeNone
-		})
-	}
-	switch came, _ := ticket.outcome(code); {
-	case err != nil || came == outcomeNone:
-		return ticket, string(outcomeUnavailable)
-	case came != outcomeLogin:
-		return ticket, string(came)
-	}
-	return ticket, ""
-}
-
-// exchange returns who is behind an OAuth code, or what came of it instead.
-func (s *server) exchange(ctx context.Context, code string) (login, outcome) {
-	who, err := s.wechat.exchangeCode(ctx, code)
-	if err == nil {
-		return who, outcomeLogin
-	}
-	if s.talk.pass(one("callback")) == 0 {
-		s.log.Warn("no login by web authorization", "err", err, hint(err))
-	}
-	switch {
-	case errors.Is(err, errSnapshot):
-		return login{}, outcomeSnapshot
-	case kindOf(err) == kindUsed:
-		return login{}, outcomeUsed
-	case kindOf(err) == kindInvalid:
-		return login{}, outcomeExpired
-	}
-	return login{}, outcomeUnavailable
 }
 
 // loginPage serves the login page, which leads back to return_to, if that is safe.

@@ -139,7 +139,7 @@ const (
 	maxParked          = 20_000
 	maxParkedPerTicket = 8   // polls whose browser is gone may linger
 	maxParkedPerClient = 200 // an office behind one address
-	maxParkedText      = 512 // bytes, of its URL and of each header that is kept; a page's have a fifth
+	maxParkedURI       = 512 // bytes; a page's has a fifth
 )
 
 // A parking counts the polls that are parked.
@@ -150,8 +150,20 @@ type parking struct {
 	clients map[string]int
 }
 
-// enter takes a place for a poll, which leave gives back. It is false if a cap is
-// reached; perClient is the client's.
+// park finds a place for a poll of a ticket, which leave gives back. The poll
+// loses its headers: parsed, 10 kB of tiny ones take half a megabyte. ok is false
+// over a cap, and for a request with a body: until that is read, nobody notices
+// that the browser has gone.
+func (p *parking) park(r *http.Request, ticket key, who netip.Addr) (leave func(), ok bool) {
+	s := shares(who)[0]
+	if r.ContentLength != 0 || len(r.RequestURI) > maxParkedURI || !p.enter(ticket, s.key, s.times*maxParkedPerClient) {
+		return nil, false
+	}
+	r.Header, r.Host = nil, ""
+	return func() { p.leave(ticket, s.key) }, true
+}
+
+// enter takes a place; perClient is how many the client may have.
 func (p *parking) enter(ticket key, client string, perClient int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -167,12 +179,6 @@ func (p *parking) enter(ticket key, client string, perClient int) bool {
 	return true
 }
 
-func (p *parking) count() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.total
-}
-
 func (p *parking) leave(ticket key, client string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -183,4 +189,10 @@ func (p *parking) leave(ticket key, client string) {
 	if p.clients[client]--; p.clients[client] == 0 {
 		delete(p.clients, client)
 	}
+}
+
+func (p *parking) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.total
 }

@@ -53,6 +53,60 @@ func decodeXML(data []byte, v any) error {
 	return nil
 }
 
+// verifyURL answers WeChat's check of the interface URL (验证消息的确来自微信服务器).
+func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
+	query := r.URL.Query()
+	isRight := verify(query.Get("signature"), s.config.token, query.Get("timestamp"), query.Get("nonce"))
+	if err := s.guesses.judge(client(r, s.config.trusted), isRight); err != nil {
+		return err
+	}
+	if r.Header.Get("X-Forwarded-For") == "" && client(r, s.config.trusted).IsLoopback() {
+		w.Header().Set(forwardedHeader, "missing")
+	}
+	return write(w, http.StatusOK, plainText, []byte(query.Get("echostr")))
+}
+
+// receive takes a push from WeChat. A push that cannot be taken now is answered
+// with 500, so that WeChat sends it again.
+func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
+	err := s.takePush(w, r)
+	if errors.Is(err, errStoreUnavailable) {
+		return fmt.Errorf("%w: %w", errNotTaken, err)
+	}
+	return err
+}
+
+// takePush takes a push from WeChat. WeChat resends what is not answered within
+// 5 seconds, so even a push we have no use for is answered with success. Only
+// who has just logged in, or has yet to confirm it, gets a passive reply.
+func (s *server) takePush(w http.ResponseWriter, r *http.Request) error {
+	push, err := s.readPush(w, r)
+	if err != nil {
+		return err
+	}
+	if !push.scan() {
+		return write(w, http.StatusOK, plainText, []byte("success"))
+	}
+	k, who := parseKey(push.scene()), login{OpenID: push.FromUserName}
+	ticket, first, err := s.tickets.complete(r.Context(), k, flowScan, who)
+	if err == nil && ticket.Status == statusExpired { // no scene of ours: perhaps a push made by hand, with our ticket
+		k = digest(push.Ticket)
+		ticket, first, err = s.tickets.complete(r.Context(), k, flowScan, who)
+	}
+	if err != nil {
+		return err
+	}
+	again := ticket.Status == statusScanned && ticket.Flow == flowScan && ticket.Login.OpenID == push.FromUserName
+	if !first && !again {
+		return write(w, http.StatusOK, plainText, []byte("success"))
+	}
+	reply, err := s.passiveReply(push, k, ticket)
+	if err != nil {
+		return err
+	}
+	return write(w, http.StatusOK, "text/xml; charset=utf-8", reply)
+}
+
 // readPush returns the event of a push that is really from WeChat, else
 // errSignature, errGuessing, errTooLarge or errPush. Our settings decide whether
 // it must be sealed, never the request; of a sealed push, only the sealed part

@@ -43,56 +43,12 @@ func (a *audience) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// session tells whose session a request comes with: for applications, and for
-// the auth_request of nginx and its like, which look at the status and headers.
-func (s *server) session(w http.ResponseWriter, r *http.Request) error {
-	claims, err := s.signer.fromRequest(r)
-	if err != nil {
-		return err
-	}
-	w.Header().Set("X-WeChat-OpenID", claims.OpenID)
-	w.Header().Set("X-WeChat-UnionID", claims.UnionID)
-	return writeJSON(w, http.StatusOK, struct {
-		login
-		ExpiresAt int64 `json:"expiresAt"` // Unix seconds
-	}{login{claims.OpenID, claims.UnionID, claims.Nickname, claims.Avatar}, claims.Expires})
-}
-
-// logout makes the browser forget its session. The token itself, where it was
-// copied, is good until it expires: there is no list of sessions.
-func (s *server) logout(w http.ResponseWriter, r *http.Request) error {
-	http.SetCookie(w, s.signer.cookie(""))
-	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
-
-// mayKeep tells whether the browser that polls may keep the session. Any page can
-// have a browser load the URL of a poll, with the ticket of its own login, and so
-// log that browser in as somebody else. SameSite does not stop a page of a sibling
-// domain, nor a link or a picture that is posted on our own. Hence only for a fetch
-// by a script, of a page of ours or of an allowed origin; or if no browser says
-// what it is, which is an old one's fetch as well.
-func (s *server) mayKeep(r *http.Request) bool {
-	header := r.Header
-	dest, origin := header.Get("Sec-Fetch-Dest"), header.Get("Origin")
-	isLink := header.Get("Sec-Fetch-Mode") == "navigate" || strings.Contains(header.Get("Accept"), "text/html")
-	if isLink || dest != "" && dest != "empty" {
-		return false
-	}
-	switch header.Get("Sec-Fetch-Site") {
-	case "same-origin":
-		return true
-	case "":
-		return origin == "" || origin == s.config.publicURL || slices.Contains(s.config.allowedOrigins, origin)
-	}
-	return slices.Contains(s.config.allowedOrigins, origin)
-}
-
 // A signer makes and verifies sessions, signed by HS256 (RFC 7518).
 type signer struct {
 	secrets          []string // the first signs, all verify
 	issuer, audience string
 	ttl              time.Duration // whole seconds
+	allowedOrigins   []string      // of other front ends
 }
 
 const jwtHeader = `{"alg":"HS256","typ":"JWT"}`
@@ -162,6 +118,28 @@ func (s *signer) cookie(token string) *http.Cookie {
 		c.MaxAge = -1
 	}
 	return c
+}
+
+// mayKeep tells whether the browser that polls may keep the session. Any page can
+// have a browser load the URL of a poll, with the ticket of its own login, and so
+// log that browser in as somebody else. SameSite does not stop a page of a sibling
+// domain, nor a link or a picture that is posted on our own. Hence only for a fetch
+// by a script, of a page of ours or of an allowed origin; or if no browser says
+// what it is, which is an old one's fetch as well.
+func (s *signer) mayKeep(r *http.Request) bool {
+	header := r.Header
+	dest, origin := header.Get("Sec-Fetch-Dest"), header.Get("Origin")
+	isLink := header.Get("Sec-Fetch-Mode") == "navigate" || strings.Contains(header.Get("Accept"), "text/html")
+	if isLink || dest != "" && dest != "empty" {
+		return false
+	}
+	switch header.Get("Sec-Fetch-Site") {
+	case "same-origin":
+		return true
+	case "":
+		return origin == "" || origin == s.issuer || slices.Contains(s.allowedOrigins, origin)
+	}
+	return slices.Contains(s.allowedOrigins, origin)
 }
 
 // fromRequest returns the session that a request comes with, by Authorization

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net/http"
+)
+
+// callback is where the phone comes back to from the authorize page of flow B.
+func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
+	query := r.URL.Query()
+	k, code := parseKey(query.Get("state")), query.Get("code")
+	ticket, err := s.tickets.look(r.Context(), k)
+	failed := func(reason string) error {
+		http.Redirect(w, r, "/static/html/loginfailed.html?reason="+reason, http.StatusSeeOther)
+		return nil
+	}
+	switch {
+	case err != nil:
+		return failed("unavailable")
+	case ticket.Flow != flowAuth: // or there is no such ticket
+		return failed("expired")
+	case code == "" || code == "authdeny":
+		s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=\"denied\"}")
+		return failed("denied")
+	}
+	ticket, reason := s.redeem(r, k, code)
+	switch {
+	case reason != "":
+		s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=%q}", reason)
+		return failed(reason)
+	case ticket.Status == statusScanned:
+		http.Redirect(w, r, s.confirmURL(k, ticket), http.StatusSeeOther)
+	case ticket.Status == statusDeclined:
+		return failed("declined")
+	default:
+		http.Redirect(w, r, "/static/html/loginsucceed.html", http.StatusSeeOther)
+	}
+	return nil
+}
+
+// redeem logs in whoever comes with a code. A code is exchanged once: a callback
+// that is opened twice waits for the first and shares what comes of it. Where
+// there is no login, reason is why, for the phone's page.
+func (s *server) redeem(r *http.Request, k key, code string) (ticket record, reason string) {
+	ctx := r.Context()
+	asker := client(r, s.config.trusted)
+	if s.badCodes.full(shares(asker)...) {
+		return record{}, string(outcomeUnavailable)
+	}
+	ticket, first, err := s.tickets.claim(ctx, k, code)
+	switch _, tried := ticket.outcome(code); {
+	case err != nil:
+	case first:
+		who, came := s.exchange(ctx, code)
+		if came == outcomeExpired {
+			s.badCodes.pass(shares(asker)...)
+		}
+		ticket, err = s.tickets.settle(context.WithoutCancel(ctx), k, code, came, who)
+	case !tried:
+		return ticket, string(outcomeUsed)
+	default:
+		ticket, err = s.tickets.wait(ctx, k, requestTimeout, func(now record) bool {
+			came, _ := now.outcome(code)
+			return came != outcomeNone
+		})
+	}
+	switch came, _ := ticket.outcome(code); {
+	case err != nil || came == outcomeNone:
+		return ticket, string(outcomeUnavailable)
+	case came != outcomeLogin:
+		return ticket, string(came)
+	}
+	return ticket, ""
+}
+
+// exchange returns who is behind an OAuth code, or what came of it instead.
+func (s *server) exchange(ctx context.Context, code string) (login, outcome) {
+	who, err := s.wechat.exchangeCode(ctx, code)
+	if err == nil {
+		return who, outcomeLogin
+	}
+	if s.talk.pass(one("callback")) == 0 {
+		s.log.Warn("no login by web authorization", "err", err, hint(err))
+	}
+	switch {
+	case errors.Is(err, errSnapshot):
+		return login{}, outcomeSnapshot
+	case kindOf(err) == kindUsed:
+		return login{}, outcomeUsed
+	case kindOf(err) == kindInvalid:
+		return login{}, outcomeExpired
+	}
+	return login{}, outcomeUnavailable
+}
