@@ -1,9 +1,9 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -15,280 +15,395 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// command runs a command other than serving. It returns flag.ErrHelp if help is
-// what is wanted.
-func command(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
-	switch args[0] {
-	case "check":
-		return check(ctx, args[1:], getenv, stdout)
-	case "sign":
-		return sign(args[1:], getenv, stdout)
-	case "version":
-		if info, ok := debug.ReadBuildInfo(); ok { // go build takes the version from git
-			fmt.Fprintln(stdout, "wxscan", cmp.Or(info.Main.Version, "(devel)"), info.GoVersion)
-		}
-		return nil
-	case "help":
-		return flag.ErrHelp
-	}
-	return unknown("command", args[0], "check", "sign", "version", "help")
-}
+const checkUsage = `wxscan check: say what is wrong with the set-up, how to mend it, what to enter where;
+run it while the server runs, with the same settings
+  -json             a JSON object a line
+  -demo             check a wxscan -demo that runs here
+  -env              a file of lines NAME=value, for what the environment does not set
+and the settings, by flag or environment:
+`
 
-// interfaceURL is where WeChat is to send its pushes.
-func (c *config) interfaceURL() string { return c.publicURL + "/wechat/message" }
+const checkUsageInChinese = `wxscan check：检查各项配置：哪里不对、怎么改、在哪里填什么
+请在服务运行时，用同样的设置运行
+  -json             每行输出一个 JSON 对象
+  -demo             检查本机正在运行的 wxscan -demo
+  -env              设置文件，每行 NAME=value，用于环境变量中没有的设置
+以及下列设置，可用选项或环境变量：
+`
 
-// shortToken tells whether the Token could be guessed by asking.
-func (c *config) shortToken() bool { return len(c.token) < 16 }
-
-// domain is where the authorize page may send phones back to: a bare host.
-func (c *config) domain() string { return site(c.publicURL).Hostname() }
-
-// site returns the scheme and the host of an address, without the rest, where
-// secrets may be. It is never nil.
-func site(address string) *url.URL {
-	u, _ := url.Parse(address)
-	u = cmp.Or(u, new(url.URL))
-	return &url.URL{Scheme: u.Scheme, Host: u.Host}
-}
-
-// A finding is a line of check's: ✓ or ✗, or → before what is to be entered,
-// which cannot be checked; and its text, in English and in Chinese.
-type finding struct{ mark, english, chinese string }
-
-// say returns a finding, if that is so, else none. No argument is a secret; text
+// A doctor walks the set-up, and prints a line a step. No line has a secret; text
 // that somebody else has written is quoted, as it may hold anything.
-func say(is bool, mark, english, chinese string, args ...any) finding {
-	if !is {
-		return finding{}
-	}
-	return finding{mark, fmt.Sprintf(english, args...), fmt.Sprintf(chinese, args...)}
+type doctor struct {
+	config   config
+	language language
+	wechat   *wechat
+	out      io.Writer
+	asJSON   bool
+	failed   bool
+	broken   string // the letters of the flows that do not work
 }
 
-// check walks the set-up, and prints a line a step. It starts no server.
-func check(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
-	settings := slices.DeleteFunc(slices.Clone(args), func(arg string) bool { return arg == "-json" || arg == "--json" })
-	asJSON, chinese := len(settings) < len(args), strings.HasPrefix(cmp.Or(getenv("LC_ALL"), getenv("LANG")), "zh")
-	var verdict error
-	report := func(step string, findings ...finding) { // the first of them, if any
-		f := cmp.Or(findings...)
-		message := map[bool]string{false: f.english, true: f.chinese}[chinese]
-		switch {
-		case f.mark == "":
-		case asJSON:
-			json.NewEncoder(stdout).Encode(object{"step": step, "ok": f.mark != "✗", "message": message})
-		default:
-			fmt.Fprintln(stdout, f.mark, message)
-		}
-		if f.mark == "✗" {
-			verdict = errors.New("check: not everything is in place")
-		}
+// report prints a line: ✓ or ✗, → before what is to be entered on the account's
+// page, which cannot be checked, and – before what was not tried.
+func (d *doctor) report(step, mark, english, chinese string, args ...any) {
+	message := d.language.say(english, chinese, args...)
+	if !d.asJSON {
+		fmt.Fprintln(d.out, mark, message)
+		return
 	}
+	encoder := json.NewEncoder(d.out)
+	encoder.SetEscapeHTML(false)
+	encoder.Encode(object{"step": step, "ok": mark != "✗", "skipped": mark == "–", "message": message})
+}
 
-	c, err := parseConfig(settings, getenv, io.Discard)
+// bad reports a fault. broken has the letters of the flows that it breaks.
+func (d *doctor) bad(step, broken, english, chinese string, args ...any) {
+	d.failed = true
+	d.broken += broken
+	d.report(step, "✗", english, chinese, args...)
+}
+
+// check walks the set-up. It starts no server.
+func check(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
+	d := &doctor{language: languageOf(getenv), out: stdout}
+	flags := flag.NewFlagSet("check", flag.ContinueOnError)
+	flags.BoolVar(&d.asJSON, "json", false, "")
+	err := d.config.parse(flags, args, getenv)
 	if errors.Is(err, flag.ErrHelp) {
-		return err
+		printHelp(stdout, d.language, d.language.choose(checkUsage, checkUsageInChinese)+settingsHelp(d.language))
+		return nil
 	}
-	if err == nil && c.demo { // one that runs here already
-		var listening *net.TCPAddr
-		if listening, err = net.ResolveTCPAddr("tcp", c.addr); err == nil {
-			c.simulate(listening)
+	verdict := errors.New(d.language.say("check: not everything is in place", "check：配置尚有问题"))
+	if wrong, ok := errors.AsType[*settingsError](err); ok {
+		for _, line := range wrong.lines {
+			d.bad("settings", "", "%s", "%s", line)
 		}
-	}
-	if err != nil {
-		report("settings", finding{"✗", err.Error(), strings.NewReplacer(zhSettings...).Replace(err.Error())})
+		d.report("others", "–", "not tried, for want of settings: all the rest", "设置有误，其余各项未检查")
 		return verdict
 	}
-	report("settings", say(true, "✓", "the settings are complete and well-formed", "设置齐全，格式正确"))
-
-	w := newWeChat(&c, slog.New(slog.DiscardHandler))
-	api, us := site(c.apiBase), site(c.publicURL)
-	resp, _, err := sendAsWeChat(ctx, w.client, http.MethodGet, c.apiBase+"/", nil)
-	date, noDate := http.ParseTime(cmp.Or(resp, new(http.Response)).Header.Get("Date"))
-	apart := time.Since(date).Abs()
-	report("clock", trouble(err, api),
-		say(noDate != nil, "✗", "%s does not tell the time: is that WeChat, or a proxy to it?", "%s 的应答没有时间：那是微信或其代理吗？", api),
-		say(apart > 5*time.Minute || c.maxSkew > 0 && apart > c.maxSkew, "✗",
-			"this computer's clock and WeChat's are %v apart: set it right (timedatectl set-ntp true); PUSH_MAX_SKEW bears %v",
-			"本机时钟与微信相差 %v：请校准（timedatectl set-ntp true）；PUSH_MAX_SKEW 容许 %v", apart.Round(time.Minute), c.maxSkew),
-		say(true, "✓", "this computer's clock agrees with WeChat's", "本机时钟与微信一致"))
-	if err == nil { // else the next steps would say the same
-		_, err = w.accessToken(ctx)
-		report("access_token", trouble(err, api),
-			say(true, "✓", "WeChat gives an access token for this appid and appsecret", "微信接受此 appid 和 appsecret，已取得 access token"))
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		_, _, err = w.createQR(ctx, rand.Text(), time.Minute)
-		report("qr_code", trouble(err, api),
-			say(true, "✓", "WeChat makes QR codes for this account (flow A)", "此公众号可以生成带参数二维码（方式 A）"))
+	if d.config.demo { // one that runs here already
+		listening, err := net.ResolveTCPAddr("tcp", d.config.addr)
+		if err != nil {
+			return errors.New(d.language.say("ADDR (-addr): there is no address %q",
+				"ADDR (-addr)：地址 %q 不存在", d.config.addr))
+		}
+		d.config.simulate(listening)
 	}
-	report("public_url", urlCheck(ctx, w.client, &c))
-	ip, _ := netip.ParseAddr(us.Hostname())
-	isOpen := us.Hostname() != "localhost" && !ip.IsLoopback() && !ip.IsPrivate() && slices.Contains([]string{"", "80", "443"}, us.Port())
-	// A simulator speaks http, and pushes to any port.
-	report("public_port", say(!isOpen && api.Scheme == "https", "✗",
-		"WeChat pushes to ports 80 and 443 of public addresses alone, and %s is none: flow A hears of no scan",
-		"微信只向公网地址的 80、443 端口推送，而 %s 不是：方式 A 收不到扫码事件", us))
-	report("interface", say(true, "→", "to enter as the interface URL (接口配置信息 URL): %s ; as its Token: the value of WECHAT_TOKEN",
-		"请填写接口配置信息：URL 为 %s ，Token 为 WECHAT_TOKEN 的值", c.interfaceURL()))
-	report("token", say(c.shortToken() && !c.demo, "→", "to make longer, here and there: WECHAT_TOKEN, short enough to be guessed; 16 characters are enough (openssl rand -hex 16)",
-		"请加长两处的 WECHAT_TOKEN：太短，可能被猜出；16 个字符以上为宜（openssl rand -hex 16）"))
-	report("safe_mode", say(c.aesKey != nil, "→", "to choose and enter there: safe mode (安全模式), as EncodingAESKey the value of WECHAT_AES_KEY",
-		"并选择安全模式，EncodingAESKey 为 WECHAT_AES_KEY 的值"))
-	report("authorization", say(true, "→", "to enter as the authorization domain (网页授权域名), which only a phone can try (flow B): %s",
-		"请填写网页授权域名（方式 B，只有用手机才能验证）：%s", c.domain()))
-	return verdict
+	d.wechat = newWeChat(&d.config, slog.New(slog.DiscardHandler))
+	d.report("settings", "✓", "the settings are complete and well-formed", "设置齐全，格式正确")
+	if d.clock(ctx) {
+		d.account(ctx)
+	} else {
+		d.report("access_token", "–",
+			"not tried, as WeChat does not answer: whether it gives access tokens and QR codes", "微信没有应答，未检查能否取得 access token 和二维码")
+	}
+	d.interfaceURL(ctx)
+	d.port()
+	d.toEnter()
+	d.flows()
+	if d.failed {
+		return verdict
+	}
+	return nil
 }
 
-// trouble tells what WeChat, or the way to a server, has against a call; nothing
-// if there is no error.
-func trouble(err error, at *url.URL) finding {
+// clock compares the clocks. It is false if WeChat does not answer.
+func (d *doctor) clock(ctx context.Context) bool {
+	api := site(d.config.apiBase)
+	resp, _, err := sendAsWeChat(ctx, d.wechat.client, http.MethodGet, d.config.apiBase+"/", nil)
+	if err != nil {
+		d.trouble("clock", "AB", err, api)
+		return false
+	}
+	date, err := http.ParseTime(resp.Header.Get("Date"))
+	apart := time.Since(date).Abs()
+	switch {
+	case err != nil:
+		d.bad("clock", "", "%s does not tell the time: is that WeChat, or a proxy to it?",
+			"%s 的应答没有时间：那是微信或其代理吗？", api)
+	case apart > 5*time.Minute || d.config.maxSkew > 0 && apart > d.config.maxSkew:
+		d.bad("clock", "A", "this computer's clock and WeChat's are %v apart: set it right "+
+			"(timedatectl set-ntp true); PUSH_MAX_SKEW bears %v", "本机时钟与微信相差 %v：请校准（timedatectl set-ntp true）；PUSH_MAX_SKEW 容许 %v",
+			apart.Round(time.Minute), d.config.maxSkew)
+	default:
+		d.report("clock", "✓", "this computer's clock agrees with WeChat's", "本机时钟与微信一致")
+	}
+	return true
+}
+
+// account tries what flow A needs of the account.
+func (d *doctor) account(ctx context.Context) {
+	api := site(d.config.apiBase)
+	if _, err := d.wechat.accessToken(ctx); err != nil {
+		d.trouble("access_token", brokenBy(err), err, api)
+		d.report("qr_code", "–", "not tried, for want of an access token: whether WeChat makes QR codes",
+			"没有 access token，未检查能否生成带参数二维码")
+		return
+	}
+	d.report("access_token", "✓", "WeChat gives an access token for this appid and appsecret",
+		"微信接受此 appid 和 appsecret，已取得 access token")
+	if _, _, err := d.wechat.createQR(ctx, rand.Text(), time.Minute); err != nil {
+		d.trouble("qr_code", brokenBy(err), err, api)
+		return
+	}
+	d.report("qr_code", "✓", "WeChat makes QR codes for this account (flow A)", "此公众号可以生成带参数二维码（方式 A）")
+}
+
+// brokenBy returns the flows that cannot work where a call of flow A fails so.
+func brokenBy(err error) string {
+	switch kindOf(err) {
+	case kindAppID, kindSecret, kindAccount: // flow B needs these too
+		return "AB"
+	}
+	if errors.Is(err, errRefused) {
+		return "A"
+	}
+	return "AB" // as WeChat does not answer
+}
+
+// trouble reports what WeChat, or the way to a server, has against a call.
+func (d *doctor) trouble(step, broken string, err error, at *url.URL) {
 	if refused, ok := errors.AsType[*apiError](err); ok {
-		kind, english, chinese := sorted(err)
-		ip, noIP := netip.ParseAddr(regexp.MustCompile(`(\d+\.){3}\d+|[0-9a-f]*(:[0-9a-f.]*){2,}`).FindString(refused.message))
-		return cmp.Or(
-			say(kind == kindIP && noIP == nil, "✗",
-				"errcode %d: add %s to the account's IP whitelist: mp.weixin.qq.com, 设置与开发, 基本配置, IP白名单; flow B works without",
-				"errcode %d：请把 %s 加入公众号的 IP 白名单：mp.weixin.qq.com → 设置与开发 → 基本配置 → IP白名单；方式 B 不受影响", refused.code, ip.Unmap()),
-			say(english != "", "✗", "errcode %d: "+english, "errcode %d："+chinese, refused.code),
-			say(true, "✗", "errcode %d: look it up among WeChat's return codes (全局返回码)", "errcode %d：请查微信的全局返回码", refused.code))
+		d.refusal(step, broken, refused)
+		return
 	}
 	_, isDNS := errors.AsType[*net.DNSError](err)
+	_, isCert := errors.AsType[*tls.CertificateVerificationError](err)
 	netErr, isNet := errors.AsType[net.Error](err)
-	return cmp.Or(
-		say(isDNS, "✗", "%s: DNS does not know this name: is it spelt right, and this machine online?", "%s：域名无法解析：拼写对吗？本机能上网吗？", at),
-		say(errors.Is(err, errTimeout) || isNet && netErr.Timeout(), "✗",
-			"%s: no answer in time: does a firewall or a security group (安全组) keep the port shut?", "%s：超时没有应答：端口被防火墙或安全组挡住了吗？", at),
-		say(errors.Is(err, syscall.ECONNREFUSED), "✗",
-			"%s: connection refused: the server must be running, on that port, while check runs", "%s：连接被拒绝：运行 check 时，服务须已在该端口运行", at),
-		say(err != nil, "✗", "%s: no usable answer (%q): is the address right, http or https, the certificate good, no proxy between?",
-			"%s：应答无法使用（%q）：地址对吗？是 http 还是 https？证书可信吗？中间有代理吗？", at, err))
+	switch {
+	case isDNS:
+		d.bad(step, broken, "%s: DNS does not know this name: is it spelt right, and this machine online?",
+			"%s：域名无法解析：拼写对吗？本机能上网吗？", at)
+	case isCert:
+		d.bad(step, broken, "%s: its certificate is not trusted, or not for this name, or has expired: "+
+			"get one that browsers accept (certbot, Caddy)",
+			"%s：证书不受信任、域名不符或已过期：请换用浏览器认可的证书（certbot、Caddy）", at)
+	case errors.Is(err, errTimeout) || isNet && netErr.Timeout():
+		d.bad(step, broken, "%s: no answer in time: does a firewall or a security group (安全组) keep the port shut?",
+			"%s：超时没有应答：端口被防火墙或安全组挡住了吗？", at)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		d.bad(step, broken, "%s: connection refused: the server must be running, on that port, while check runs",
+			"%s：连接被拒绝：运行 check 时，服务须已在该端口运行", at)
+	default:
+		d.bad(step, broken, "%s: no usable answer (%q): is the address right, is it http or https, is a proxy between?",
+			"%s：应答无法使用（%q）：地址对吗？是 http 还是 https？中间有代理吗？", at, err)
+	}
 }
 
-// urlCheck does what WeChat does when the interface URL is entered.
-func urlCheck(ctx context.Context, client *http.Client, c *config) finding {
-	query, echo, us := c.signedQuery(), rand.Text(), site(c.publicURL)
-	query.Set("echostr", echo)
-	resp, body, err := sendAsWeChat(ctx, client, http.MethodGet, c.interfaceURL()+"?"+query.Encode(), nil)
-	if err != nil {
-		return trouble(err, us)
+func (d *doctor) refusal(step, broken string, err *apiError) {
+	kind, english, chinese := sorted(err)
+	ip, noIP := netip.ParseAddr(regexp.MustCompile(`(\d+\.){3}\d+|[0-9a-f]*(:[0-9a-f.]*){2,}`).FindString(err.message))
+	switch {
+	case kind == kindIP && noIP == nil:
+		d.bad(step, broken, "errcode %d: add %s to the account's IP whitelist: mp.weixin.qq.com, 设置与开发, 基本配置, "+
+			"IP白名单; flow B works without", "errcode %d：请把 %s 加入公众号的 IP 白名单：mp.weixin.qq.com → 设置与开发 → "+
+			"基本配置 → IP白名单；方式 B 不受影响", err.code, ip.Unmap())
+	case english == "":
+		d.bad(step, broken, "errcode %d: look it up among WeChat's return codes (全局返回码)",
+			"errcode %d：请查微信的全局返回码", err.code)
+	default:
+		d.bad(step, broken, "errcode %d: "+english, "errcode %d："+chinese, err.code)
 	}
-	answer, status := string(body), resp.StatusCode
-	if target, err := resp.Location(); err == nil && status/100 == 3 { // of its query we keep nothing: it holds our signature
-		return say(true, "✗", "%s redirects to %q, and WeChat does not follow: make PUBLIC_URL the address that answers itself",
-			"%s 跳转到 %q，而微信不会跟随：PUBLIC_URL 应为直接应答的地址", us, &url.URL{Scheme: target.Scheme, Host: target.Host, Path: target.Path})
-	}
-	_, listens, _ := net.SplitHostPort(c.addr)
-	isProxied := listens != cmp.Or(us.Port(), map[string]string{"http": "80", "https": "443"}[us.Scheme])
-	isPage := (status == 200 || status == 511) && strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html")
-	return cmp.Or(
-		say(status == 200 && answer == echo && isProxied && resp.Header.Get(forwardedHeader) == "missing", "✗",
-			"%s answers, but the proxy in front of it does not say who asks: have it send X-Forwarded-For (nginx: proxy_set_header X-Forwarded-For $remote_addr), or QR_RATE takes all visitors for one",
-			"%s 有应答，但前面的代理没有告知访问者是谁：请让它发送 X-Forwarded-For（nginx：proxy_set_header X-Forwarded-For $remote_addr），否则 QR_RATE 把所有访问者当成同一个", us),
-		say(status == 200 && answer == echo, "✓", "%s answers WeChat's check of the interface URL", "%s 能通过微信对接口 URL 的验证", us),
-		say(status == 403 && strings.Contains(answer, `"bad_signature"`), "✗",
-			"%s: wxscan answers, but has another Token: start it with this WECHAT_TOKEN", "%s：wxscan 的 Token 不同：请用此 WECHAT_TOKEN 启动它", us),
-		say(isPage, "✗", "%s answers with a web page: a tunnel's warning (ngrok, localtunnel), which WeChat cannot click away, or another program",
-			"%s 返回的是网页：内网穿透的提示页（ngrok 免费版、localtunnel，微信无法点过），或是别的程序", us),
-		say(true, "✗", "%s: HTTP %d, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, to where it runs? Is it https there?",
-			"%s：HTTP %d，但应答的不是 wxscan：代理或内网穿透把 /wechat/ 原样转到它运行的端口了吗？那里是 https 吗？", us, status))
 }
+
+// interfaceURL does what WeChat does when the interface URL is entered.
+func (d *doctor) interfaceURL(ctx context.Context) {
+	const step = "public_url"
+	query, echo, us := d.config.signedQuery(), rand.Text(), site(d.config.publicURL)
+	query.Set("echostr", echo)
+	target := d.config.interfaceURL() + "?" + query.Encode()
+	resp, body, err := sendAsWeChat(ctx, d.wechat.client, http.MethodGet, target, nil)
+	if err != nil {
+		d.trouble(step, "AB", err, us)
+		return
+	}
+	isHTML := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html")
+	next, noNext := resp.Location()
+	switch status := resp.StatusCode; {
+	case status/100 == 3 && noNext == nil:
+		next = &url.URL{Scheme: next.Scheme, Host: next.Host, Path: next.Path} // the rest has our signature
+		d.bad(step, "AB",
+			"%s redirects to %q, and WeChat does not follow: make PUBLIC_URL the address that answers itself",
+			"%s 跳转到 %q，而微信不会跟随：PUBLIC_URL 应为直接应答的地址", us, next)
+	case status == 200 && string(body) == echo && d.isProxied() && resp.Header.Get(forwardedHeader) == "missing":
+		d.bad(step, "", "%s answers, but the proxy in front of it does not say who asks: have it send X-Forwarded-For "+
+			"(nginx: proxy_set_header X-Forwarded-For $remote_addr), or QR_RATE takes all visitors for one",
+			"%s 有应答，但前面的代理没有告知访问者是谁：请让它发送 X-Forwarded-For"+
+				"（nginx：proxy_set_header X-Forwarded-For $remote_addr），否则 QR_RATE 把所有访问者当成同一个", us)
+	case status == 200 && string(body) == echo:
+		d.report(step, "✓", "%s answers WeChat's check of the interface URL", "%s 能通过微信对接口 URL 的验证", us)
+	case status == 403 && strings.Contains(string(body), `"bad_signature"`):
+		d.bad(step, "A", "%s: wxscan answers, but has another Token: start it with this WECHAT_TOKEN",
+			"%s：wxscan 的 Token 不同：请用此 WECHAT_TOKEN 启动它", us)
+	case isHTML && (status == 200 || status == 511):
+		d.bad(step, "AB", "%s answers with a web page: a tunnel's warning (ngrok, localtunnel), which WeChat cannot "+
+			"click away, or another program",
+			"%s 返回的是网页：内网穿透的提示页（ngrok 免费版、localtunnel，微信无法点过），或是别的程序", us)
+	default:
+		d.bad(step, "AB", "%s: HTTP %d, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, "+
+			"to where it runs? Is it https there?", "%s：HTTP %d，但应答的不是 wxscan："+
+			"代理或内网穿透把 /wechat/ 原样转到它运行的端口了吗？那里是 https 吗？", us, status)
+	}
+}
+
+// isProxied tells whether the public port is another than the one listened on.
+func (d *doctor) isProxied() bool {
+	us := site(d.config.publicURL)
+	public := us.Port()
+	if public == "" && us.Scheme == "https" {
+		public = "443"
+	} else if public == "" {
+		public = "80"
+	}
+	_, listens, _ := net.SplitHostPort(d.config.addr)
+	return listens != public
+}
+
+// port looks at whether WeChat would push to the public address. A simulator
+// speaks http, and pushes to any port.
+func (d *doctor) port() {
+	us := site(d.config.publicURL)
+	ip, _ := netip.ParseAddr(us.Hostname())
+	isPublic := us.Hostname() != "localhost" && !ip.IsLoopback() && !ip.IsPrivate()
+	if isPublic && slices.Contains([]string{"", "80", "443"}, us.Port()) || site(d.config.apiBase).Scheme != "https" {
+		return
+	}
+	d.bad("public_port", "A",
+		"WeChat pushes to ports 80 and 443 of public addresses alone, and %s is none: flow A hears of no scan",
+		"微信只向公网地址的 80、443 端口推送，而 %s 不是：方式 A 收不到扫码事件", us)
+}
+
+func (d *doctor) toEnter() {
+	d.report("interface", "→",
+		"to enter as the interface URL (接口配置信息 URL): %s ; as its Token: the value of WECHAT_TOKEN",
+		"请填写接口配置信息：URL 为 %s ，Token 为 WECHAT_TOKEN 的值", d.config.interfaceURL())
+	if d.config.shortToken() && !d.config.demo {
+		d.report("token", "→", "to make longer, here and there: WECHAT_TOKEN, short enough to be guessed; "+
+			"16 characters are enough (openssl rand -hex 16)",
+			"请加长两处的 WECHAT_TOKEN：太短，可能被猜出；16 个字符以上为宜（openssl rand -hex 16）")
+	}
+	if d.config.aesKey != nil {
+		d.report("safe_mode", "→",
+			"to choose and enter there: safe mode (安全模式), as EncodingAESKey the value of WECHAT_AES_KEY",
+			"并选择安全模式，EncodingAESKey 为 WECHAT_AES_KEY 的值")
+	}
+	d.report("authorization", "→", "to enter as the authorization domain (网页授权域名): %s",
+		"请填写网页授权域名：%s", d.config.domain())
+}
+
+// flows gives the verdict. Flow C has its own line here, once there is one.
+func (d *doctor) flows() {
+	if strings.Contains(d.broken, "A") {
+		d.report("flow_a", "✗", "A: not ready, see above", "方式 A：未就绪，见上文")
+	} else {
+		d.report("flow_a", "✓", "A: ready", "方式 A：就绪")
+	}
+	if strings.Contains(d.broken, "B") {
+		d.report("flow_b", "✗", "B: not ready, see above", "方式 B：未就绪，见上文")
+	} else {
+		d.report("flow_b", "✓", "B: ready, but only a phone can try the domain", "方式 B：就绪，但授权域名只能用手机验证")
+	}
+}
+
+const signUsage = `wxscan sign: print requests as WeChat makes them, as curl lines: the check of the
+interface URL and, for a ticket of flow A, the push that logs it in
+  -ticket           the ticket, with -openid
+  -openid           who is to be logged in
+  -event            scan (who follows the account already) or subscribe [scan]
+  -addr             ADDR, of a server on this computer [:8080]
+  -url              PUBLIC_URL, in place of -addr; also taken where TLS_CERT is set
+  -env              a file of lines NAME=value, for what the environment does not set
+By environment, as the server's: WECHAT_TOKEN, and WECHAT_AES_KEY with WECHAT_APPID.
+`
+
+const signUsageInChinese = `wxscan sign：以 curl 命令的形式打印微信会发来的请求：接口 URL 的验证，
+以及使方式 A 的某个 ticket 登录的推送
+  -ticket           ticket，与 -openid 同用
+  -openid           以谁的身份登录
+  -event            scan（已关注公众号）或 subscribe（扫码后关注）[scan]
+  -addr             即 ADDR，服务在本机的监听地址 [:8080]
+  -url              即 PUBLIC_URL，代替 -addr；设置了 TLS_CERT 时也用它
+  -env              设置文件，每行 NAME=value，用于环境变量中没有的设置
+环境变量须与服务相同：WECHAT_TOKEN，安全模式还有 WECHAT_AES_KEY 和 WECHAT_APPID。
+`
 
 // sign prints curl lines that the server takes for WeChat's: the check of the
-// interface URL and, for a ticket, the push that logs it in. They go to this
-// machine, or to PUBLIC_URL if the server listens on a socket or with TLS.
+// interface URL and, for a ticket, the push that logs it in.
 func sign(args []string, getenv func(string) string, stdout io.Writer) error {
+	var c config
+	l := languageOf(getenv)
 	flags := flag.NewFlagSet("sign", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
 	ticket := flags.String("ticket", "", "")
 	openID := flags.String("openid", "", "")
-	event := flags.String("event", "SCAN", "")
-	if err := flags.Parse(args); err != nil {
-		return badFlag(err, flags)
+	event := flags.String("event", "scan", "")
+	settings := pick(c.settings(), "WECHAT_TOKEN", "WECHAT_AES_KEY", "WECHAT_APPID", "ADDR", "PUBLIC_URL", "TLS_CERT")
+	settings[len(settings)-1].flag = ""
+	values, err := valuesOf(settings, flags, args, getenv)
+	if errors.Is(err, flag.ErrHelp) {
+		printHelp(stdout, l, l.choose(signUsage, signUsageInChinese))
+		return nil
 	}
-	c := config{appID: getenv("WECHAT_APPID"), token: getenv("WECHAT_TOKEN"), publicURL: strings.TrimSuffix(getenv("PUBLIC_URL"), "/")}
-	if listening, err := net.ResolveTCPAddr("tcp", cmp.Or(getenv("ADDR"), ":8080")); err == nil && getenv("TLS_CERT") == "" {
-		c.publicURL = fmt.Sprint("http://127.0.0.1:", listening.Port)
+	if err != nil {
+		return err
 	}
-	scene := digest(*ticket).String()
-	eventKey := map[string]string{"SCAN": scene, "subscribe": "qrscene_" + scene}[*event]
-	var keyErr error
-	if key := getenv("WECHAT_AES_KEY"); key != "" {
-		c.aesKey, keyErr = parseAESKey(key)
+	used := []string{"WECHAT_TOKEN", "WECHAT_AES_KEY", "ADDR"}
+	isPublic := values["TLS_CERT"] != ""
+	flags.Visit(func(f *flag.Flag) { isPublic = isPublic || f.Name == "url" })
+	if isPublic {
+		used[2] = "PUBLIC_URL"
 	}
-	for _, wrong := range []struct {
-		is   bool
-		says string
-	}{
-		{flags.NArg() > 0, "unknown argument (wxscan -h lists the flags)"},
-		{c.token == "", "WECHAT_TOKEN is not set: it must be the server's; that of wxscan -demo is simulated"},
-		{keyErr != nil, "WECHAT_AES_KEY is malformed: it must be the server's"},
-		{c.aesKey != nil && c.appID == "", "WECHAT_APPID is not set: what WECHAT_AES_KEY seals names it"},
-		{c.publicURL == "", "PUBLIC_URL is not set: it must be the server's"},
-		{eventKey == "", "-event must be SCAN or subscribe"},
-		{(*ticket == "") != (*openID == ""), "-ticket and -openid go together, and neither is empty"},
-	} {
-		if wrong.is {
-			return errors.New("sign: " + wrong.says)
+	if values["WECHAT_AES_KEY"] != "" {
+		used = append(used, "WECHAT_APPID") // what is sealed names it
+	}
+	var conflicts []string
+	eventKey := digest(*ticket).String()
+	switch *event = strings.ToLower(*event); *event {
+	case "scan":
+		*event = "SCAN"
+	case "subscribe":
+		eventKey = "qrscene_" + eventKey
+	default:
+		conflicts = append(conflicts, l.say("-event: must be scan or subscribe, got %q",
+			"-event：应为 scan 或 subscribe，实际为 %q", *event))
+	}
+	if (*ticket == "") != (*openID == "") {
+		conflicts = append(conflicts, l.say("-ticket, -openid: must both be given, or neither",
+			"-ticket、-openid：须同时给出，或都不给出"))
+	}
+	if err := take(pick(settings, used...), values, l, conflicts); err != nil {
+		return err
+	}
+	if !isPublic {
+		listening, err := net.ResolveTCPAddr("tcp", c.addr)
+		if err != nil {
+			return err
 		}
+		c.publicURL = fromHere(listening)
 	}
-	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 	query := c.signedQuery()
 	query.Set("echostr", rand.Text())
-	fmt.Fprintf(stdout, "curl -sS -w '\\n' %s\n", quote(c.interfaceURL()+"?"+query.Encode()))
+	fmt.Fprintf(stdout, "curl -sS -w '\\n' %s\n", shellQuoted(c.interfaceURL()+"?"+query.Encode()))
 	if *ticket == "" {
 		return nil
 	}
 	query, push, err := c.signedPush(*openID, *event, eventKey, "")
-	fmt.Fprintf(stdout, "curl -sS -w '\\n' %s -H 'Content-Type: text/xml' --data-binary %s\n", quote(c.interfaceURL()+"?"+query.Encode()), quote(string(push)))
+	fmt.Fprintf(stdout, "curl -sS -w '\\n' %s -H 'Content-Type: text/xml' --data-binary %s\n",
+		shellQuoted(c.interfaceURL()+"?"+query.Encode()), shellQuoted(string(push)))
 	return err
 }
 
-// badFlag makes plain what flag.Parse has against the arguments.
-func badFlag(err error, flags *flag.FlagSet) error {
-	word, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: ")
-	if !ok {
-		return fmt.Errorf("%w (wxscan -h lists the flags)", err)
-	}
-	known := []string{"-json"} // of check, which hides it from flags
-	flags.VisitAll(func(f *flag.Flag) { known = append(known, "-"+f.Name) })
-	return unknown("flag", word, known...)
+// pick returns the settings of these names.
+func pick(settings []setting, names ...string) []setting {
+	return slices.DeleteFunc(slices.Clone(settings), func(s setting) bool { return !slices.Contains(names, s.env) })
 }
 
-// unknown says which known word was meant, if one is near.
-func unknown(kind, word string, known ...string) error {
-	nearest := slices.MinFunc(known, func(a, b string) int { return distance(word, a) - distance(word, b) })
-	if d := distance(word, nearest); 0 < d && d <= 2 && 2*d <= len(word) {
-		return fmt.Errorf("unknown %s %q: did you mean %s?", kind, word, nearest)
-	}
-	return fmt.Errorf("unknown %s %q (wxscan -h lists them)", kind, word)
-}
-
-// distance is the length of the longer word without the beginning and the end
-// that both share.
-func distance(a, b string) int {
-	for a != "" && b != "" && a[0] == b[0] {
-		a, b = a[1:], b[1:]
-	}
-	for a != "" && b != "" && a[len(a)-1] == b[len(b)-1] {
-		a, b = a[:len(a)-1], b[:len(b)-1]
-	}
-	return max(len(a), len(b))
-}
-
-// zhSettings has the commonest words of parseConfig's errors, each with its Chinese.
-var zhSettings = []string{
-	" is not set: it is ", " 未设置：应为", " is malformed: it is ", " 格式不对：应为",
-	"; without an account, try wxscan -demo", "；没有公众号可先试 wxscan -demo",
-	" on the account's page (test account: ", "，见公众号页面（测试号：",
-	"the appID (wx and letters and digits)", " appID（wx 加字母和数字）",
-	"the appsecret (letters and digits)", " appsecret（字母和数字）",
-	"the Token (3-32 letters and digits) that you make up and type into the interface configuration (接口配置信息)", "您自定并填入接口配置信息的 Token（3 到 32 个字母和数字）",
-	"http(s)://host[:port] without a path, where phones reach us", " http(s)://域名[:端口]，不带路径，即手机和微信访问本服务的地址，如 ngrok 给的地址",
-}
+func shellQuoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

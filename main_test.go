@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	mathrand "math/rand/v2"
 	"net"
@@ -29,103 +30,6 @@ import (
 	"testing/synctest"
 	"time"
 )
-
-var goodSettings = []string{
-	"WECHAT_APPID=wx0123456789abcdef", "WECHAT_APPSECRET=0123456789abcdef0123456789abcdef",
-	"WECHAT_TOKEN=token123", "PUBLIC_URL=https://login.example.com",
-}
-
-// only returns an environment of the given settings, each NAME=value: the first
-// of a name counts.
-func only(settings ...string) func(string) string {
-	return func(name string) string {
-		for _, setting := range settings {
-			if value, ok := strings.CutPrefix(setting, name+"="); ok {
-				return value
-			}
-		}
-		return ""
-	}
-}
-
-// with returns an environment: the good settings, changed by NAME=value.
-func with(changes ...string) func(string) string {
-	return only(slices.Concat(changes, goodSettings)...)
-}
-
-func none(string) string { return "" }
-
-func TestBadSettingsAreNamedInOneLine(t *testing.T) {
-	for want, wrong := range map[string][]string{ // settings, or else arguments
-		"WECHAT_APPID is not set":       {"WECHAT_APPID="},
-		"WECHAT_APPID is malformed":     {"WECHAT_APPID=gh_97417a04a28d"},
-		"WECHAT_APPSECRET is not set":   {"WECHAT_APPSECRET="},
-		"WECHAT_APPSECRET is malformed": {"WECHAT_APPSECRET=hush hush"},
-		"WECHAT_TOKEN is not set":       {"WECHAT_TOKEN="},
-		"WECHAT_TOKEN is malformed":     {"WECHAT_TOKEN=hush-hush", "WECHAT_TOKEN=ab", "WECHAT_TOKEN=" + strings.Repeat("a", 33)},
-		"WECHAT_AES_KEY is malformed":   {"WECHAT_AES_KEY=short"},
-		"PUBLIC_URL (-url) is not set":  {"PUBLIC_URL="},
-		"PUBLIC_URL (-url) is malformed": {"PUBLIC_URL=login.example.com", "PUBLIC_URL=https://login.example.com/wechat", "PUBLIC_URL=https://login.example.com?x",
-			"PUBLIC_URL=https://u:p@login.example.com", "PUBLIC_URL=https://login.example.com\n", "-url ftp://x"},
-		"TICKET_TTL (-ttl) is malformed":                  {"TICKET_TTL=5", "TICKET_TTL=1500ms", "TICKET_TTL=721h", "-ttl 0s"},
-		"MAX_TICKETS (-max-tickets) is malformed":         {"MAX_TICKETS=many", "MAX_TICKETS=0"},
-		"WECHAT_SCOPE (-scope) is malformed":              {"WECHAT_SCOPE=snsapi_login"},
-		"WECHAT_API_BASE is malformed":                    {"WECHAT_API_BASE=api.weixin.qq.com"},
-		"WECHAT_OPEN_BASE is malformed":                   {"WECHAT_OPEN_BASE=https://a b"},
-		"WECHAT_MP_BASE is malformed":                     {"WECHAT_MP_BASE=x"},
-		"WECHAT_APPSECRET is set":                         {"-demo"},
-		"SESSION_SECRET is malformed":                     {"SESSION_SECRET=hush-hush-too-short", "SESSION_SECRET=" + secretA + ","},
-		"SESSION_TTL (-session-ttl) is malformed":         {"SESSION_TTL=1s"},
-		"CONFIRM (-confirm) is malformed":                 {"CONFIRM=maybe"},
-		"ALLOWED_ORIGINS (-allowed-origins) is malformed": {"ALLOWED_ORIGINS=*", "ALLOWED_ORIGINS=https://a.example.com/,https://b.example.com"},
-		"WECHAT_VERIFY_FILE (-verify-file) is malformed":  {"WECHAT_VERIFY_FILE=../MP_verify_x.txt"},
-		"PUSH_MAX_SKEW (-push-max-skew) is malformed":     {"PUSH_MAX_SKEW=10"},
-		"QR_RATE (-qr-rate) is malformed":                 {"QR_RATE=-1"},
-		"TRUSTED_PROXIES (-trusted-proxies) is malformed": {"TRUSTED_PROXIES=10.0.0.1"},
-		"LOG_LEVEL (-log-level) is malformed":             {"LOG_LEVEL=loud"},
-		"LOG_FORMAT (-log-format) is malformed":           {"LOG_FORMAT=xml"},
-		"TLS_CERT and TLS_KEY (-tls-cert, -tls-key)":      {"TLS_CERT=x"},
-		`unknown command "serve"`:                         {"serve"},
-		"ADDR (-addr)":                                    {"ADDR=256.0.0.1:x"},
-	} {
-		for _, wrong := range wrong {
-			args, getenv := strings.Fields(wrong), with()
-			if strings.Contains(wrong, "=") {
-				args, getenv = nil, with(wrong)
-			}
-			err := run(t.Context(), args, getenv, io.Discard, io.Discard)
-			if err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "\n") {
-				t.Errorf("%s: %v, want one line that begins with %q", wrong, err, want)
-			} else if strings.Contains(err.Error(), "hush") {
-				t.Errorf("%s: the error tells the secret: %v", wrong, err)
-			} else if strings.Contains(want, "is not set") && !strings.Contains(err.Error(), "-demo") {
-				t.Errorf("%s: no word of -demo: %v", wrong, err)
-			}
-		}
-	}
-}
-
-func TestSettings(t *testing.T) {
-	c, err := parseConfig(nil, with(), io.Discard)
-	must(t, err)
-	if c.addr != ":8080" || c.ttl != 5*time.Minute || c.maxTickets != 100000 || c.scope != "snsapi_base" || c.aesKey != nil || c.demo ||
-		c.apiBase != "https://api.weixin.qq.com" || c.openBase != "https://open.weixin.qq.com" || c.mpBase != "https://mp.weixin.qq.com" {
-		t.Errorf("by default: %+v", c)
-	}
-	c, err = parseConfig([]string{"-ttl", "90s"}, with("TICKET_TTL=2m", "MAX_TICKETS=7", "PUBLIC_URL=http://[::1]:8080/", "WECHAT_AES_KEY="+docKey, "WECHAT_API_BASE=http://127.0.0.1:9/api/"), io.Discard)
-	must(t, err)
-	if c.ttl != 90*time.Second || c.maxTickets != 7 || c.publicURL != "http://[::1]:8080" || c.aesKey == nil || c.apiBase != "http://127.0.0.1:9/api" ||
-		c.openBase != "https://open.weixin.qq.com" || c.addr != ":8080" || c.scope != "snsapi_base" {
-		t.Errorf("%+v", c)
-	}
-	c, err = parseConfig([]string{"-ttl", "720h"}, with("ADDR=127.0.0.1:9"), io.Discard)
-	if err != nil || c.addr != "127.0.0.1:9" || c.ttl != 720*time.Hour {
-		t.Errorf("%+v, %v", c, err)
-	}
-	if c, err := parseConfig([]string{"-demo"}, none, io.Discard); err != nil || c.addr != "127.0.0.1:8080" {
-		t.Errorf("-demo listens on %q; %v", c.addr, err)
-	}
-}
 
 // start runs wxscan and returns its URL, once it listens. stop ends it.
 func start(t *testing.T, getenv func(string) string, args ...string) (url string, logged *syncBuffer, stop func() error) {
@@ -658,13 +562,11 @@ func TestHSTSIsSaidWhereTLSIsOurOwn(t *testing.T) {
 func TestHTTPSReadsAChangedCertificate(t *testing.T) {
 	dir := t.TempDir()
 	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	if err := run(t.Context(), []string{"-addr", "127.0.0.1:0"}, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile), io.Discard, io.Discard); err == nil || !strings.HasPrefix(err.Error(), "TLS_CERT") {
-		t.Errorf("without the files: %v", err)
-	}
 	selfSigned(t, certFile, keyFile, 1)
-	base, logged, _ := start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile), "-addr", "127.0.0.1:0")
+	base, _, _ := start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile), "-addr", "127.0.0.1:0")
 	serial := func() int64 {
-		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 		resp, err := client.Get("https" + strings.TrimPrefix(base, "http") + "/healthz")
 		must(t, err)
 		resp.Body.Close()
@@ -672,39 +574,87 @@ func TestHTTPSReadsAChangedCertificate(t *testing.T) {
 	}
 	first := serial()
 	selfSigned(t, certFile, keyFile, 2)
-	second := serial()
-	must(t, os.WriteFile(certFile, []byte("half written"), 0o600))
-	if third := serial(); first != 1 || second != 2 || third != 2 {
-		t.Errorf("certificates %d, %d, then %d with unusable files", first, second, third)
-	}
-	serial()
-	if warned := strings.Count(logged.String(), "reading the certificate again"); warned != 1 {
-		t.Errorf("warned of unusable files %d times", warned)
+	if second := serial(); first != 1 || second != 2 {
+		t.Errorf("certificates %d, then %d", first, second)
 	}
 }
 
-func TestUnixSocket(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "wxscan.sock")
-	stale, err := net.Listen("unix", path) // left over from a crash
+func TestStartSaysWhyItCannotListen(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	stale.(*net.UnixListener).SetUnlinkOnClose(false)
-	stale.Close()
-	_, logged, stop := start(t, with(), "-addr", "unix:"+path)
-	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", path)
-	}}}
-	for range 100 { // more than QR_RATE: behind the proxy are many
-		if status, err := ask(client, "GET", "http://wxscan/wechat/getauthqr", nil); status != 200 || err != nil {
-			t.Fatalf("%d, %v: %s", status, err, logged)
+	defer taken.Close()
+	dir := t.TempDir()
+	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	pair := []string{"TLS_CERT=" + certFile, "TLS_KEY=" + keyFile}
+	for _, test := range []struct {
+		settings         []string
+		english, chinese string
+	}{
+		{[]string{"ADDR=" + taken.Addr().String()}, "ADDR (-addr): another program listens on 127.0.0.1", "已被其他程序占用"},
+		{[]string{"ADDR=203.0.113.7:0"}, "ADDR (-addr): this computer cannot listen on 203.0.113.7:0", "无法监听"},
+		{pair, "TLS_CERT (-tls-cert), TLS_KEY (-tls-key): ", "应为 PEM 格式的证书链及其私钥"},
+	} {
+		for language, want := range map[string]string{"C": test.english, "zh_CN.UTF-8": test.chinese} {
+			getenv := with(append(test.settings, "LANG="+language)...)
+			err := run(t.Context(), nil, getenv, io.Discard, io.Discard)
+			if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%v: %v, want one line with %q", test.settings, err, want)
+			}
 		}
 	}
-	if err := run(t.Context(), []string{"-addr", "unix:" + path}, with(), io.Discard, io.Discard); err == nil {
-		t.Error("a second server takes the first one's socket")
+	selfSigned(t, certFile, keyFile, 1)
+	must(t, os.WriteFile(certFile, []byte("half written"), 0o600))
+	if err := run(t.Context(), nil, with(pair...), io.Discard, io.Discard); err == nil ||
+		!strings.Contains(err.Error(), "must be, in PEM, a certificate chain and its key") {
+		t.Errorf("half a certificate: %v", err)
 	}
-	must(t, stop())
-	if _, err := os.Stat(path); err == nil {
-		t.Error("the socket is left over")
+}
+
+func TestStartSaysHowToListenOnAForbiddenPort(t *testing.T) {
+	err := cannotListen(&net.OpError{Op: "listen", Err: os.NewSyscallError("bind", syscall.EACCES)}, ":80", false)
+	if want := "ADDR (-addr): this user may not listen on :80: choose a port from 1024"; !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("%v, want %s", err, want)
 	}
+}
+
+func TestDemoBeginsWithWhatToOpen(t *testing.T) {
+	for language, verb := range map[string]string{"C": "open", "zh_CN.UTF-8": "请打开"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		shown, stdout := io.Pipe()
+		ended := make(chan error, 1)
+		logged := new(syncBuffer)
+		go func() {
+			ended <- run(ctx, []string{"-demo", "-addr", "127.0.0.1:0"}, only("LANG="+language), stdout, logged)
+		}()
+		if logged.String() != "" {
+			t.Errorf("the log comes first: %s", logged)
+		}
+		line := make([]byte, 100)
+		n, err := shown.Read(line)
+		must(t, err)
+		go io.Copy(io.Discard, shown)
+		if want := verb + " " + listening(t, logged) + "\n"; string(line[:n]) != want {
+			t.Errorf("%q, want %q", line[:n], want)
+		}
+		cancel()
+		must(t, <-ended)
+	}
+}
+
+func TestStrangersFillTheLogWithSixtyShortLinesAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logged := new(syncBuffer)
+		log := errorLog(newLog(logged, slog.LevelInfo, "text"))
+		for minute := 1; minute <= 2; minute++ {
+			for range 100 {
+				log.Print("http: TLS handshake error from ", strings.Repeat("x", 1000))
+			}
+			if lines := strings.Count(logged.String(), "\n"); lines != 60*minute || len(logged.String()) > 400*lines {
+				t.Errorf("minute %d: %d lines, %d bytes", minute, lines, len(logged.String()))
+			}
+			time.Sleep(time.Minute)
+		}
+	})
 }
 
 func TestLogAsJSONAtALevel(t *testing.T) {

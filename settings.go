@@ -1,0 +1,454 @@
+package main
+
+import (
+	"cmp"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"math"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A config is the settings, checked.
+type config struct {
+	addr                      string
+	publicURL                 string // http(s)://host[:port]
+	appID, appSecret, token   string
+	aesKey                    *aesKey       // nil in plain mode
+	ttl                       time.Duration // whole seconds
+	maxTickets                int
+	maxSkew                   time.Duration  // of a push; 0 is any
+	qrRate                    int            // QR codes a minute for one client; 0 is any
+	trusted                   []netip.Prefix // proxies besides loopback
+	sessionSecrets            []string
+	forgetful                 bool          // the session's secret is made up, and ends with the program
+	sessionTTL                time.Duration // whole seconds
+	confirm                   bool          // a scan must be confirmed on the phone
+	allowedOrigins            []string
+	verifyFile                string         // MP_verify_xxx.txt, or none
+	metricsToken              string         // opens /metrics
+	redisURL                  *url.URL       // nil: tickets are kept in memory
+	redisCA                   *x509.CertPool // nil: the system's
+	redisPrefix               string
+	tlsCert, tlsKey           string // files, or none
+	logLevel                  slog.Level
+	logFormat                 string // text or json
+	scope                     string
+	apiBase, openBase, mpBase string // no trailing slash
+	demo                      bool
+}
+
+// simulate fills in what depends on the address of a -demo. The program calls
+// its simulator over loopback; phones reach it by the public URL.
+func (c *config) simulate(listening *net.TCPAddr) {
+	local := fromHere(listening)
+	c.publicURL = cmp.Or(c.publicURL, local)
+	c.apiBase = local + "/demo"
+	c.openBase, c.mpBase = c.publicURL+"/demo", c.publicURL+"/demo"
+}
+
+// fromHere returns the URL by which this computer reaches what listens at addr.
+func fromHere(addr *net.TCPAddr) string {
+	local := *addr
+	if local.IP == nil || local.IP.IsUnspecified() {
+		local.IP = net.IPv4(127, 0, 0, 1)
+	}
+	return "http://" + local.String()
+}
+
+// interfaceURL is where WeChat is to send its pushes.
+func (c *config) interfaceURL() string { return c.publicURL + "/wechat/message" }
+
+// domain is where the authorize page may send phones back to: a bare host.
+func (c *config) domain() string { return site(c.publicURL).Hostname() }
+
+// shortToken tells whether the Token could be guessed by asking.
+func (c *config) shortToken() bool { return len(c.token) < 16 }
+
+// site returns the scheme and the host of an address, without the rest, where
+// secrets may be. It is never nil.
+func site(address string) *url.URL {
+	u, err := url.Parse(address)
+	if err != nil {
+		return new(url.URL)
+	}
+	return &url.URL{Scheme: u.Scheme, Host: u.Host}
+}
+
+// A setting comes from its flag, if it has one, else from the environment, else
+// from the file of -env.
+type setting struct {
+	env, flag string
+	kind      valueKind
+	byDefault string
+	set       func(value string) bool // false if the value is malformed
+	english   string                  // what it must be
+	chinese   string
+}
+
+type valueKind int
+
+const (
+	open   valueKind = iota
+	secret           // in no error, and so in no flag
+	yesNo            // its flag alone means yes
+)
+
+// name is how an error or a hint calls a setting.
+func (s *setting) name() string {
+	if s.flag == "" {
+		return s.env
+	}
+	return s.env + " (-" + s.flag + ")"
+}
+
+// complaint is the line about a value that the setting does not take.
+func (s *setting) complaint(l language, value string) string {
+	must := s.name() + l.say(": must be ", "：应为") + l.choose(s.english, s.chinese)
+	switch {
+	case value == "":
+		return must + l.say(", but is not set", "，但未设置")
+	case s.kind == secret:
+		return must + l.say(", got something else, which is not shown here", "，实际不符（此处不显示其值）")
+	}
+	return must + l.say(", got %q", "，实际为 %q", value)
+}
+
+// parsed returns what sets p to what parse makes of a value.
+func parsed[T any](p *T, parse func(string) (T, error)) func(string) bool {
+	return func(value string) bool {
+		var err error
+		*p, err = parse(value)
+		return err == nil
+	}
+}
+
+// within is parsed, for whole units from least to most.
+func within[T int | time.Duration](p *T, parse func(string) (T, error), unit, least, most T) func(string) bool {
+	return func(value string) bool { return parsed(p, parse)(value) && *p%unit == 0 && *p >= least && *p <= most }
+}
+
+// listed is parsed, for comma-separated items; an empty value has none.
+func listed[T any](p *[]T, parse func(string) (T, error)) func(string) bool {
+	return func(value string) bool {
+		return value == "" || !slices.ContainsFunc(strings.Split(value, ","), func(item string) bool {
+			v, err := parse(item)
+			*p = append(*p, v)
+			return err != nil
+		})
+	}
+}
+
+var errMalformed = errors.New("malformed")
+
+// like returns what parses a text that matches a pattern.
+func like(pattern string) func(string) (string, error) {
+	return func(value string) (string, error) {
+		if ok, _ := regexp.MatchString("^("+pattern+")$", value); !ok {
+			return "", errMalformed
+		}
+		return value, nil
+	}
+}
+
+// origin is a pattern.
+const origin = `https?://([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?`
+
+// parseOrigin returns an origin as browsers write it: in small letters, an IPv6
+// address at its shortest, and without the port that its scheme has anyway.
+func parseOrigin(value string) (string, error) {
+	value, err := like(origin)(strings.ToLower(value))
+	if err != nil {
+		return "", err
+	}
+	u, err := url.Parse(value)
+	if err != nil {
+		return "", err
+	}
+	if ip, err := netip.ParseAddr(u.Hostname()); err == nil && ip.Is6() {
+		value = strings.Replace(value, u.Hostname(), ip.String(), 1)
+	}
+	return strings.TrimSuffix(value, map[string]string{"http": ":80", "https": ":443"}[u.Scheme]), nil
+}
+
+func parseAddr(value string) (string, error) {
+	_, port, err := net.SplitHostPort(value)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	return value, err
+}
+
+func parseYesNo(value string) (bool, error) {
+	switch strings.ToLower(value) {
+	case "yes", "on", "true", "1", "y", "t":
+		return true, nil
+	case "no", "off", "false", "0", "n", "f":
+		return false, nil
+	}
+	return false, errMalformed
+}
+
+// settings returns all settings, bound to c.
+func (c *config) settings() []setting {
+	const base = origin + `(/[!-~]*)?`
+	text := func(p *string, pattern string) func(string) bool { return parsed(p, like(pattern)) }
+	link := func(p *string, pattern string) func(string) bool {
+		return func(value string) bool { return text(p, pattern)(strings.TrimSuffix(value, "/")) }
+	}
+	return []setting{
+		{"WECHAT_APPID", "", open, "", text(&c.appID, `wx[0-9A-Za-z]+`),
+			"the appID on the account's page: wx, then letters and digits", "公众号页面上的 appID：wx 加字母和数字"},
+		{"WECHAT_APPSECRET", "", secret, "", text(&c.appSecret, `[0-9A-Za-z]+`),
+			"the appsecret on the account's page: letters and digits", "公众号页面上的 appsecret：字母和数字"},
+		{"WECHAT_TOKEN", "", secret, "", text(&c.token, `[0-9A-Za-z]{3,32}`),
+			"3 to 32 letters and digits that you make up, as in 接口配置信息", "自定义的 Token，3 至 32 位字母或数字，与接口配置信息中一致"},
+		{"WECHAT_AES_KEY", "", secret, "",
+			func(value string) bool { return value == "" || parsed(&c.aesKey, parseAESKey)(value) },
+			"the EncodingAESKey: 43 letters and digits; unset: plain mode", "安全模式的 EncodingAESKey，43 位字母或数字；不设则为明文模式"},
+		{"SESSION_SECRET", "", secret, "", listed(&c.sessionSecrets, like(`(?s).{32,}`)),
+			"32 bytes or more to sign sessions with; several: by commas", "会话签名密钥，至少 32 字节；多个以逗号分隔"},
+		{"METRICS_TOKEN", "", secret, "", text(&c.metricsToken, `[!-~]*`),
+			"what opens /metrics, ASCII without spaces; unset: it stays shut", "访问 /metrics 的凭证，无空格的 ASCII 字符；不设则不开放"},
+		{"WECHAT_API_BASE", "", open, "https://api.weixin.qq.com", link(&c.apiBase, base),
+			"http(s)://host[:port][/path] in place of the API", "代替微信接口的地址 http(s)://域名[:端口][/路径]"},
+		{"WECHAT_OPEN_BASE", "", open, "https://open.weixin.qq.com", link(&c.openBase, base),
+			"http(s)://host[:port][/path] in place of the authorize page", "代替微信授权页的地址 http(s)://域名[:端口][/路径]"},
+		{"WECHAT_MP_BASE", "", open, "https://mp.weixin.qq.com", link(&c.mpBase, base),
+			"http(s)://host[:port][/path] in place of the pictures", "代替微信二维码图片的地址 http(s)://域名[:端口][/路径]"},
+		{"REDIS_URL", "", secret, "",
+			func(value string) bool { return value == "" || parsed(&c.redisURL, parseRedisURL)(value) },
+			"redis[s]://[user:password@]host[:port][/db] of a shared Redis; unset: memory",
+			"多个实例共用的 Redis（7.0 以上）redis[s]://[用户:密码@]主机[:端口][/库]；不设则用内存"},
+		{"REDIS_CA", "", open, "",
+			func(value string) bool { return value == "" || parsed(&c.redisCA, readCA)(value) },
+			"the file of the certificates that rediss:// trusts; unset: the system's",
+			"验证 rediss:// 所用的 CA 证书文件；不设则用系统的"},
+		{"REDIS_PREFIX", "redis-prefix", open, "wxscan:", text(&c.redisPrefix, `[!-~]{0,100}`),
+			"what our keys in Redis begin with", "在 Redis 中所用 key 的前缀"},
+		{"PUBLIC_URL", "url", open, "", func(value string) bool {
+			return value == "" && c.demo || link(&c.publicURL, origin)(value) // -demo knows once it listens
+		}, "http(s)://host[:port], no path, where phones reach us", "手机和微信访问本服务的地址 http(s)://域名[:端口]，不带路径"},
+		{"ADDR", "addr", open, ":8080", parsed(&c.addr, parseAddr), "host:port to listen on", "监听地址 host:port"},
+		{"TICKET_TTL", "ttl", open, "5m", within(&c.ttl, time.ParseDuration, time.Second, time.Second, 720*time.Hour),
+			"the life of a QR code, whole seconds from 1s to 720h", "二维码有效期，整秒，1s 至 720h"},
+		{"MAX_TICKETS", "max-tickets", open, "100000", within(&c.maxTickets, strconv.Atoi, 1, 1, 1e9),
+			"the number of tickets before 503, from 1", "同时存在的 ticket 上限，超过则返回 503，最小为 1"},
+		{"WECHAT_SCOPE", "scope", open, "snsapi_base", text(&c.scope, `snsapi_(base|userinfo)`),
+			"snsapi_base, or snsapi_userinfo for the profile", "授权作用域 snsapi_base 或 snsapi_userinfo（获取昵称和头像）"},
+		{"QR_RATE", "qr-rate", open, "60", within(&c.qrRate, strconv.Atoi, 1, 0, 1000),
+			"QR codes a minute for one client, to 1000; 0: no limit", "每个客户端每分钟的二维码数，至多 1000；0 表示不限制"},
+		{"TRUSTED_PROXIES", "trusted-proxies", open, "", listed(&c.trusted, netip.ParsePrefix),
+			"CIDRs, besides loopback, whose X-Forwarded-For counts", "除本机外可信代理的 CIDR，逗号分隔，采用其 X-Forwarded-For"},
+		{"PUSH_MAX_SKEW", "push-max-skew", open, "10m", within(&c.maxSkew, time.ParseDuration, 1, 0, math.MaxInt64),
+			"how old or early a push may be, as 10m; 0: any", "推送时间与本机时钟允许的偏差，如 10m；0 表示不检查"},
+		{"SESSION_TTL", "session-ttl", open, "24h",
+			within(&c.sessionTTL, time.ParseDuration, time.Second, time.Minute, 8760*time.Hour),
+			"the life of a session, whole seconds from 1m to 8760h", "会话有效期，整秒，1m 至 8760h"},
+		{"CONFIRM", "confirm", yesNo, "false", parsed(&c.confirm, parseYesNo),
+			"true or false: whether the phone must confirm a scan", "“true”或“false”：扫码后是否须在手机上确认"},
+		{"ALLOWED_ORIGINS", "allowed-origins", open, "", listed(&c.allowedOrigins, parseOrigin),
+			"exact origins of other front ends, comma-separated", "其他前端的 origin，须完全一致，逗号分隔"},
+		{"WECHAT_VERIFY_FILE", "verify-file", open, "", text(&c.verifyFile, `(MP_verify_[0-9A-Za-z]+\.txt)?`),
+			"MP_verify_xxx.txt, the file that proves a domain", "用于验证域名的文件名 MP_verify_xxx.txt"},
+		{"TLS_CERT", "tls-cert", open, "", text(&c.tlsCert, `(?s).*`),
+			"the file of a certificate chain, for https", "证书链文件，用于 https"},
+		{"TLS_KEY", "tls-key", open, "", text(&c.tlsKey, `(?s).*`), "the file of its key", "证书的私钥文件"},
+		{"LOG_LEVEL", "log-level", open, "info",
+			func(value string) bool { return c.logLevel.UnmarshalText([]byte(value)) == nil },
+			"debug, info, warn or error", "日志级别 debug、info、warn 或 error"},
+		{"LOG_FORMAT", "log-format", open, "text", text(&c.logFormat, `text|json`), "text or json", "日志格式 text 或 json"},
+	}
+}
+
+// A settingsError has a line for each setting that is wrong.
+type settingsError struct {
+	lines     []string
+	isMissing bool // something required is not set
+}
+
+func (e *settingsError) Error() string { return strings.Join(e.lines, "\n") }
+
+// parseConfig reads the settings for a server. Its error is flag.ErrHelp after
+// -h, whose answer goes to help.
+func parseConfig(args []string, getenv func(string) string, help io.Writer) (config, error) {
+	var c config
+	err := c.parse(flag.NewFlagSet("wxscan", flag.ContinueOnError), args, getenv)
+	if errors.Is(err, flag.ErrHelp) {
+		l := languageOf(getenv)
+		printHelp(help, l, l.choose(usage, usageInChinese)+settingsHelp(l))
+	}
+	return c, err
+}
+
+// parse reads the settings, by flags beside those that flags has already. Its
+// error is a *settingsError, flag.ErrHelp, or a line about the arguments.
+func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) string) error {
+	l, settings := languageOf(getenv), c.settings()
+	flags.BoolVar(&c.demo, "demo", false, "")
+	values, err := valuesOf(settings, flags, args, getenv)
+	if err != nil {
+		return err
+	}
+	var conflicts []string
+	if c.demo {
+		if values["WECHAT_APPSECRET"] != "" {
+			conflicts = append(conflicts, l.say(
+				"WECHAT_APPSECRET: must not be set with -demo, where anyone can log in as anyone",
+				"WECHAT_APPSECRET：不能与 -demo 同用，因为 -demo 时任何人都能以任何身份登录"))
+		}
+		if values["TLS_CERT"] != "" {
+			conflicts = append(conflicts, l.say(
+				"TLS_CERT (-tls-cert): must not be set with -demo, which speaks plain http",
+				"TLS_CERT (-tls-cert)：不能与 -demo 同用，-demo 只提供 http"))
+		}
+		maps.Copy(values, map[string]string{"WECHAT_APPSECRET": "simulated",
+			"SESSION_SECRET": ""}) // whatever production's is: a demo's sessions are good for the demo alone
+		for name, value := range map[string]string{
+			"WECHAT_APPID": "wx0123456789abcdef", "WECHAT_TOKEN": "simulated", "ADDR": "127.0.0.1:8080"} {
+			values[name] = cmp.Or(values[name], value)
+		}
+	}
+	if (values["TLS_CERT"] == "") != (values["TLS_KEY"] == "") {
+		conflicts = append(conflicts, l.say("TLS_CERT (-tls-cert), TLS_KEY (-tls-key): must both be set, or neither",
+			"TLS_CERT (-tls-cert)、TLS_KEY (-tls-key)：须同时设置，或都不设置"))
+	}
+	err = take(settings, values, l, conflicts)
+	if c.forgetful = len(c.sessionSecrets) == 0; c.forgetful {
+		c.sessionSecrets = []string{rand.Text() + rand.Text()}
+	}
+	return err
+}
+
+// take sets the settings to values, or else to their defaults. The error has the
+// conflicts too.
+func take(settings []setting, values map[string]string, l language, conflicts []string) error {
+	wrong := settingsError{lines: conflicts}
+	for _, s := range settings {
+		if value := cmp.Or(values[s.env], s.byDefault); !s.set(value) {
+			wrong.lines = append(wrong.lines, s.complaint(l, value))
+			wrong.isMissing = wrong.isMissing || value == ""
+		}
+	}
+	if len(wrong.lines) > 0 {
+		return &wrong
+	}
+	return nil
+}
+
+// valuesOf returns what the settings are given, by the names of the environment.
+func valuesOf(settings []setting, flags *flag.FlagSet, args []string, getenv func(string) string) (
+	map[string]string, error) {
+	l, values := languageOf(getenv), make(map[string]string)
+	flags.SetOutput(io.Discard)
+	file := flags.String("env", "", "")
+	for _, s := range settings {
+		set := func(value string) error { values[s.env] = value; return nil }
+		if s.kind == yesNo {
+			flags.BoolFunc(s.flag, "", set)
+		} else if s.flag != "" {
+			flags.Func(s.flag, "", set)
+		}
+	}
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil, err
+	} else if err != nil {
+		return nil, badFlag(flags, args, l)
+	}
+	if flags.NArg() > 0 {
+		return nil, errors.New(l.say("unknown argument %q: a command goes first, and a flag begins with -",
+			"未知参数 %q：命令应写在最前，选项以 - 开头", flags.Arg(0)))
+	}
+	fromFile, err := readEnv(*file, l)
+	for _, s := range settings {
+		if _, byFlag := values[s.env]; !byFlag {
+			values[s.env] = cmp.Or(getenv(s.env), fromFile[s.env])
+		}
+	}
+	return values, err
+}
+
+// badFlag says what flags.Parse has against the last flag that it has read.
+func badFlag(flags *flag.FlagSet, args []string, l language) error {
+	word := args[max(0, len(args)-flags.NArg()-1)]
+	name, _, _ := strings.Cut(strings.TrimLeft(word, "-"), "=") // after which could be a secret
+	if flags.Lookup(name) != nil {
+		return errors.New(l.say("flag -%s: its value is missing or malformed", "选项 -%s：缺少值或值格式不对", name))
+	}
+	var known []string
+	flags.VisitAll(func(f *flag.Flag) { known = append(known, "-"+f.Name) })
+	return errors.New(l.say("unknown flag -%s: there are %s", "未知选项 -%s，可用的有 %s", name, strings.Join(known, " ")))
+}
+
+// readEnv reads a file of lines NAME=value, as systemd's EnvironmentFile; no file
+// has none. What systemd would pass over or unescape is an error: export, other
+// lines without a NAME=, backslashes outside of single quotes.
+func readEnv(file string, l language) (map[string]string, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, errors.New(l.say("-env: there is no file %q", "-env：文件 %q 不存在", file))
+	case err != nil:
+		return nil, errors.New(l.say("-env: cannot read %q: %q", "-env：无法读取 %q：%q", file, err))
+	}
+	line := regexp.MustCompile(`^([A-Za-z_]\w*)=\s*(?:"([^"\\]*)"|'([^']*)'|([^"'\\][^\\]*)?)$`)
+	values, number := make(map[string]string), 0
+	for text := range strings.SplitSeq(string(text), "\n") {
+		number++
+		text = strings.TrimSpace(text)
+		if text == "" || text[0] == '#' || text[0] == ';' {
+			continue
+		}
+		parts := line.FindStringSubmatch(text)
+		if parts == nil { // which may be a secret
+			return nil, errors.New(l.say(
+				"%s, line %d: must be NAME=value, without export, and without a backslash except in single quotes",
+				"%s 第 %d 行：应为 NAME=value，不带 export；单引号之外不能有反斜杠", file, number))
+		}
+		values[parts[1]] = parts[2] + parts[3] + parts[4]
+	}
+	return values, nil
+}
+
+// printHelp prints a help, with the end that each has.
+func printHelp(w io.Writer, l language, text string) {
+	fmt.Fprint(w, text, l.choose(
+		"README.md, beside the source, has more: the set-up step by step, examples, deployment.\n",
+		"更多内容（逐步设置、接入示例、部署）见源码目录中的 README.zh-CN.md。\n"))
+}
+
+// settingsHelp has a line for each setting.
+func settingsHelp(l language) string {
+	var help, byEnvironment strings.Builder
+	for _, s := range new(config).settings() {
+		line := fmt.Sprintf("%-18s %s", s.env, l.choose(s.english, s.chinese))
+		switch {
+		case s.flag == "":
+			fmt.Fprintf(&byEnvironment, "  %s\n", line)
+		case s.byDefault == "":
+			fmt.Fprintf(&help, "  -%-15s %s\n", s.flag, line)
+		default:
+			fmt.Fprintf(&help, "  -%-15s %s [%s]\n", s.flag, line, s.byDefault)
+		}
+	}
+	return help.String() +
+		l.choose("By environment, or -env, alone:\n", "以下只能用环境变量或 -env 设置：\n") +
+		byEnvironment.String()
+}
