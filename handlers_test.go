@@ -653,9 +653,12 @@ func TestNastyNamesAreData(t *testing.T) {
 	if got := w.check(t, auth.Ticket, ""); got.OpenID != nasty+"\x00" || got.Nickname != nasty+"\x00" {
 		t.Errorf("%+v", got)
 	}
-	raw := w.do("GET", "/wechat/checklogin?ticket="+auth.Ticket, "").Body.String()
-	if strings.ContainsAny(raw, "<>\r\x00\u2028") || strings.Count(raw, "\n") != 1 {
+	out := w.do("GET", "/wechat/checklogin?ticket="+auth.Ticket, "")
+	if raw := out.Body.String(); strings.ContainsAny(raw, "\r\x00\u2028") || strings.Count(raw, "\n") != 1 {
 		t.Errorf("raw in JSON: %q", raw)
+	}
+	if header := out.Header(); header.Get("Content-Type") != "application/json" || header.Get("X-Content-Type-Options") != "nosniff" {
+		t.Errorf("JSON with < in it could be taken for a page: %v", header)
 	}
 	w.do("GET", "/wechat/getloginqr", "")
 	w.do("GET", "/wechat/accessusercode?state="+url.QueryEscape(nasty)+"&code="+url.QueryEscape(nasty), "")
