@@ -11,9 +11,8 @@
   const onPhone = !inWeChat && /Mobi/i.test(navigator.userAgent) && !/iPad/.test(navigator.userAgent);
 
   const languages = { "zh-CN": "简体", "zh-TW": "繁體", en: "English" };
-  const [, chosen] = (isOurs && /wxscan_language=([\w-]+)/.exec(document.cookie)) || [];
-  const spoken = /^zh\b.*(TW|HK|MO|Hant)/i.test(navigator.language) ? "zh-TW" : /^zh\b/i.test(navigator.language) ? "zh-CN" : "en";
-  const language = chosen in languages ? chosen : spoken;
+  const language = (isOurs && /wxscan_language=(zh-CN|zh-TW|en)/.exec(document.cookie)?.[1]) ||
+    (!/^zh\b/i.test(navigator.language) ? "en" : /TW|HK|MO|Hant/i.test(navigator.language) ? "zh-TW" : "zh-CN");
   const say = (...texts) => texts[Object.keys(languages).indexOf(language)];
   const words = {
     wechat_unreachable: say("暂时连不上微信，请稍后再试", "暫時無法連線到微信，請稍後再試", "WeChat cannot be reached just now."),
@@ -37,16 +36,11 @@
     scanned: say("已扫描，请在手机上选择这个数字", "已掃描，請在手機上選擇這個數字", "Scanned. Choose this number on your phone"),
     declined: say("已在手机上拒绝", "已在手機上拒絕", "Declined on the phone"),
     unfinished: say("登录未完成", "登入未完成", "You are not logged in"),
-    done: say("您已登录", "您已登入", "You are logged in"),
-    copied: say("已复制", "已複製", "Copied"),
-    retry: say("重试", "重試", "Try again"),
-    refresh: say("刷新二维码", "重新整理 QR 碼", "New QR code"),
-    another: say("换一种方式", "換一種方式", "Another way"),
-    save: say("保存图片", "儲存圖片", "Save the picture"),
-    copyLink: say("复制链接", "複製連結", "Copy the link"),
-    phone: say("打开模拟手机", "開啟模擬手機", "Open the simulated phone"),
-    logOut: say("退出登录", "登出", "Log out"),
-    goOn: say("继续", "繼續", "Continue"),
+    done: say("您已登录", "您已登入", "You are logged in"), copied: say("已复制", "已複製", "Copied"),
+    retry: say("重试", "重試", "Try again"), refresh: say("刷新二维码", "重新整理 QR 碼", "New QR code"),
+    another: say("换一种方式", "換一種方式", "Another way"), phone: say("打开模拟手机", "開啟模擬手機", "Simulated phone"),
+    save: say("保存图片", "儲存圖片", "Save the picture"), copyLink: say("复制链接", "複製連結", "Copy the link"),
+    logOut: say("退出登录", "登出", "Log out"), goOn: say("继续", "繼續", "Continue"),
   };
 
   // first resolves at the first of some events, each [target, name], or after ms
@@ -192,15 +186,16 @@
     }
   }
 
-  // simulate puts the demo's phone beside our login card, and returns a link to
-  // it, for narrow screens and other pages.
+  // simulate shows the demo's phone: beside our login card where there is room for
+  // it, else behind a link. It returns the link if that is to stand in the box.
   function simulate(url) {
-    const frame = document.querySelector(".wxscan-phone");
-    if (frame) frame.contentWindow.location.replace(url);
-    else if (isOurs && new URL(url).origin === location.origin) {
-      document.querySelector("main").after(make("iframe", "wxscan-phone", { src: url, title: words.phone }));
-    }
-    return make("a", "wxscan-button wxscan-demo", { href: url, target: "_blank", rel: "noopener", textContent: words.phone });
+    const link = make("a", "wxscan-button wxscan-demo", { href: url, target: "_blank", rel: "noopener", textContent: words.phone });
+    if (!isOurs || new URL(url).origin !== location.origin) return link;
+    const frame = frames[0];
+    if (frame) frame.location.replace(url);
+    else document.body.append(make("iframe", "wxscan-phone", { src: url, title: words.phone }));
+    document.querySelector("body > .wxscan-demo")?.remove();
+    document.querySelector("main").after(link);
   }
 
   // follow polls until the ticket is done or expired, and returns the answer: only
