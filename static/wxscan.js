@@ -16,57 +16,46 @@
   const say = (...texts) => texts[Object.keys(languages).indexOf(language)];
   const words = {
     wechat_unreachable: say("暂时连不上微信，请稍后再试", "暫時無法連線到微信，請稍後再試", "WeChat cannot be reached just now."),
-    wechat_timeout: say("微信没有及时应答，请重试", "微信沒有及時回應，請重試", "WeChat did not answer in time."),
     wechat_refused: say("微信拒绝了请求，请联系网站管理员", "微信拒絕了要求，請聯絡網站管理員", "WeChat refused. Please tell the site’s owner."),
-    too_many_tickets: say("登录的人太多，请稍后再试", "登入的人太多，請稍後再試", "Too many people are logging in. Try again soon."),
+    too_many_tickets: say("登录的人太多，请稍后再试", "登入的人太多，請稍後再試", "Too many people just now. Try again in a moment."),
     rate_limited: say("操作太频繁，请稍后再试", "操作太頻繁，請稍後再試", "Too many requests. Try again in a moment."),
     lost: say("网络连接中断，正在重试…", "網路連線中斷，正在重試…", "The connection is lost. Trying again…"),
     error: say("出错了，请重试", "發生錯誤，請重試", "Something went wrong. Please try again."),
-    loading: say("正在获取二维码…", "正在取得 QR 碼…", "Getting a QR code…"),
+    loading: say("正在获取二维码…", "正在取得 QR 碼…", "Getting a QR code…"), left: say("有效期剩余 ", "有效時間剩餘 ", "Valid for "),
     picture: say("登录二维码，请用微信扫描", "登入 QR 碼，請用微信掃描", "Login QR code, to be scanned with WeChat"),
-    scan: say("请用微信扫一扫", "請用微信掃一掃", "Scan with WeChat"),
-    press: say("请长按识别二维码", "請長按辨識 QR 碼", "Press the code and hold"),
-    album: say("长按保存图片，在微信里扫一扫从相册选取", "長按儲存圖片，在微信裡掃一掃從相簿選取", "Save the picture; scan it in WeChat, from the album"),
-    orLink: say("或复制链接，在微信聊天中打开", "或複製連結，在微信聊天中開啟", "Or copy the link, and open it in a WeChat chat"),
+    scan: say("请用微信扫一扫", "請用微信掃一掃", "Scan with WeChat"), hold: say("请长按识别二维码", "請長按辨識 QR 碼", "Press and hold"),
+    album: say("长按保存图片，在微信里扫一扫从相册选取", "長按儲存圖片，在微信裡掃一掃從相簿選取", "Save the picture, and scan it in WeChat"),
+    orLink: say("或复制链接，在微信聊天中打开", "或複製連結，在微信聊天中開啟", "Or open the link in a WeChat chat"),
     follow: say("首次登录需关注公众号", "首次登入需關注公眾號", "The first time, follow the account"),
     agree: say("扫码后请按手机提示操作", "掃碼後請依手機提示操作", "Then look at your phone"),
-    instead: say("刚才的方式暂不可用，已自动换一种", "剛才的方式暫時無法使用，已自動換一種", "The other way fails just now, so here is this one"),
-    left: say("有效期剩余 ", "有效時間剩餘 ", "Valid for "),
-    expired: say("二维码已过期", "QR 碼已過期", "The QR code has expired"),
+    instead: say("刚才的方式暂不可用，已自动换一种", "剛才的方式暫時無法使用，已自動換一種", "The other way is down just now"),
     scanned: say("已扫描，请在手机上选择这个数字", "已掃描，請在手機上選擇這個數字", "Scanned. Choose this number on your phone"),
-    declined: say("已在手机上拒绝", "已在手機上拒絕", "Declined on the phone"),
-    unfinished: say("登录未完成", "登入未完成", "You are not logged in"),
-    done: say("您已登录", "您已登入", "You are logged in"), copied: say("已复制", "已複製", "Copied"),
-    retry: say("重试", "重試", "Try again"), refresh: say("刷新二维码", "重新整理 QR 碼", "New QR code"),
-    another: say("换一种方式", "換一種方式", "Another way"), phone: say("打开模拟手机", "開啟模擬手機", "Simulated phone"),
+    expired: say("二维码已过期", "QR 碼已過期", "The QR code has expired"), done: say("您已登录", "您已登入", "You are logged in"),
+    declined: say("已在手机上拒绝", "已在手機上拒絕", "Declined on the phone"), copied: say("已复制", "已複製", "Copied"),
+    unfinished: say("登录未完成", "登入未完成", "You are not logged in"), retry: say("重试", "重試", "Try again"),
+    refresh: say("刷新二维码", "重新整理 QR 碼", "New QR code"), another: say("换一种方式", "換一種方式", "Another way"),
     save: say("保存图片", "儲存圖片", "Save the picture"), copyLink: say("复制链接", "複製連結", "Copy the link"),
-    logOut: say("退出登录", "登出", "Log out"), goOn: say("继续", "繼續", "Continue"),
+    logOut: say("退出登录", "登出", "Log out"), goOn: say("继续", "繼續", "Continue"), phone: say("模拟手机", "模擬手機", "Simulated phone"),
   };
 
   // first resolves at the first of some events, each [target, name], or after ms
   // if that is given. It leaves no listener behind.
   const first = (events, ms) => new Promise((resolve) => {
-    const end = () => {
-      clearTimeout(timer);
-      for (const [target, name] of events) target.removeEventListener(name, end);
-      resolve();
-    };
+    const over = new AbortController();
+    const end = () => { over.abort(); clearTimeout(timer); resolve(); };
     const timer = ms && setTimeout(end, ms);
-    for (const [target, name] of events) target.addEventListener(name, end);
+    for (const [target, name] of events) target.addEventListener(name, end, { signal: over.signal });
   });
   const turned = [document, "visibilitychange"];
-
   // sleep also ends when there may be no need to wait any longer.
   const sleep = (ms, signal) => first([[signal, "abort"], [window, "online"], turned], ms);
-
   // shown resolves when somebody can see the page.
   const shown = async (signal) => {
     while (document.hidden && !signal.aborted) await first([[signal, "abort"], turned]);
   };
 
-  // ask returns the JSON of an answer, or throws its error code: "lost" if there
-  // is none, "hidden" if it is not worth a connection any more, since nobody sees
-  // the page; over HTTP/1.1 a browser has six for a site, and a poll keeps one.
+  // ask returns the JSON of an answer, or throws its error code: "lost" if there is none, "hidden" once nobody sees the
+  // page: that is not worth a connection, for over HTTP/1.1 a browser has six for a site, and a poll keeps one.
   async function ask(path, signal, whileShown = false) {
     const stop = new AbortController();
     const ends = [[signal, "abort"], [stop.signal, "abort"], ...(whileShown ? [turned] : [])];
@@ -86,22 +75,14 @@
   const poll = (ticket, signal, more = "", whileShown = false) =>
     ask("/wechat/checklogin?ticket=" + encodeURIComponent(ticket) + more, signal, whileShown);
 
-  // copy also works over plain http, where browsers have no clipboard.
-  async function copy(text) {
-    if (navigator.clipboard) return navigator.clipboard.writeText(text);
-    const field = document.body.appendChild(make("textarea", "", { value: text }));
-    field.select();
-    document.execCommand("copy");
-    field.remove();
-  }
-
   const make = (tag, className, props) => Object.assign(document.createElement(tag), { className, ...props });
-  const button = (className, textContent, onclick) => make("button", className, { type: "button", textContent, onclick });
-  const icon = (className, path) => make("span", className, {
-    innerHTML: `<svg viewBox="0 0 24 24" aria-hidden="true"><path d="${path}"/></svg>`,
-  });
+  const button = (className, innerText, onclick) => make("button", className, { type: "button", innerText, onclick });
+  const drawn = (path) => `<svg viewBox="0 0 24 24" aria-hidden="true"><path d="${path}"/></svg>`;
+  const icon = (className, path) => make("span", className, { innerHTML: drawn(path) });
   const good = () => icon("wxscan-mark wxscan-good", "M5.5 12.5l4.5 4.5 9-9.5");
-  const bad = () => icon("wxscan-mark wxscan-bad", "M12 5v9M12 18.5v.01");
+
+  // copy leaves it to people over plain http, where browsers have no clipboard.
+  const copy = async (text) => (navigator.clipboard ? navigator.clipboard.writeText(text) : prompt("", text));
 
   // picture is a QR code: one that a phone can save, or one that is sharp at any size.
   const picture = (qr) => make("img", "", {
@@ -124,6 +105,7 @@
       element.innerHTML = `<div></div><div class="wxscan-words"><div role="status"><p class="wxscan-status"></p>
         <p class="wxscan-hint"></p></div><p class="wxscan-time" role="timer"></p></div><div class="wxscan-more"></div>`;
       this.face = element.firstChild;
+      this.control = new AbortController(); // ends the login that the box shows
       for (const part of ["status", "hint", "time", "more"]) this[part] = element.querySelector(".wxscan-" + part);
     }
     say(status, hint = "") {
@@ -137,40 +119,33 @@
       this.face.replaceChildren(...nodes.filter(Boolean));
       this.more.replaceChildren(...offers.filter(Boolean));
       this.time.textContent = "";
-      const next = this.face.querySelector("button") || this.more.querySelector("button, a");
-      if (!this.held || !next) return;
-      next.focus();
-      this.held = false;
+      const next = this.held && (this.face.querySelector("button") || this.more.querySelector("button, a"));
+      if (next) next.focus();
+      this.held &&= !next;
     }
     // show shows a new code; it rejects if the picture does not come.
-    async show(qr, way, note, another) {
+    async show(qr, way, note, another, signal) {
       const code = way.show(qr);
       if (code.decode) await code.decode();
-      const link = onPhone && way === ways.auth && button("wxscan-main", words.copyLink, async () => {
-        await copy(qr.url);
-        this.say(words.copied, words.orLink);
-      });
-      const save = onPhone && make("a", "wxscan-button", { href: code.src, download: "login.png", textContent: words.save });
+      if (signal.aborted) return;
+      const copied = () => copy(qr.url).then(() => this.say(words.copied, words.orLink));
+      const link = onPhone && way === ways.auth && button("wxscan-main", words.copyLink, copied);
+      const save = onPhone && make("a", "wxscan-button", { href: code.src, download: "login.png", innerText: words.save });
       const isDemo = qr.url && new URL(qr.url).pathname.startsWith("/demo/");
       this.look("", [code], [link, save, isDemo && simulate(qr.url), another]);
       if (onPhone) this.say(words.album, note || (link ? words.orLink : ""));
-      else this.say(inWeChat ? words.press : words.scan, note || way.hint);
+      else this.say(inWeChat ? words.hold : words.scan, note || way.hint);
     }
     tick(deadline) {
       const left = Math.max(0, Math.ceil((deadline - Date.now()) / 1000));
       this.time.textContent = words.left + Math.floor(left / 60) + ":" + String(left % 60).padStart(2, "0");
     }
-    scanned(answer, again) { // again is for whom the phone lost the page
-      const number = make("p", "wxscan-number", { textContent: answer.number });
-      this.look("wxscan-result", [good(), number], [button("wxscan-button", words.refresh, again)]);
-      this.say(words.scanned);
-    }
     // stop says what ended a login, and resolves when the button is pressed: that
     // on the old code, or another.
-    stop(signal, text, label, another, isOld = false) {
+    stop(signal, another, text, label, isOld = false) {
       const again = button(isOld ? "wxscan-again" : "wxscan-main", label);
       if (isOld) this.look("old", [this.face.querySelector("img"), again], [another]);
-      else this.look("wxscan-result", [bad()], [again, another]);
+      else this.look("wxscan-result", [icon("wxscan-mark wxscan-bad", "M12 5v9M12 18.5v.01")], [again, another]);
       this.say(text);
       return first([[again, "click"], [signal, "abort"]]);
     }
@@ -180,8 +155,9 @@
       const id = button("wxscan-openid", short, () => copy(openid).then(() => this.say(words.copied)));
       id.title = openid;
       id.append(icon("", "M9 9h11v11H9zM5 15H4V4h11v1"));
-      const face = avatar ? make("img", "wxscan-avatar", { alt: "", src: avatar, referrerPolicy: "no-referrer" }) : good();
-      this.look("wxscan-result", [face, nickname && make("p", "wxscan-name", { textContent: nickname }), id], offers);
+      const face = avatar && make("img", "wxscan-avatar", { alt: "", src: avatar, referrerPolicy: "no-referrer" });
+      const name = nickname && make("p", "wxscan-name", { textContent: nickname });
+      this.look("wxscan-result", [face || good(), name, id], offers);
       this.say(words.done);
     }
   }
@@ -189,7 +165,7 @@
   // simulate shows the demo's phone: beside our login card where there is room for
   // it, else behind a link. It returns the link if that is to stand in the box.
   function simulate(url) {
-    const link = make("a", "wxscan-button wxscan-demo", { href: url, target: "_blank", rel: "noopener", textContent: words.phone });
+    const link = make("a", "wxscan-button wxscan-demo", { href: url, target: "_blank", textContent: words.phone });
     if (!isOurs || new URL(url).origin !== location.origin) return link;
     const frame = frames[0];
     if (frame) frame.location.replace(url);
@@ -198,35 +174,34 @@
     document.querySelector("main").after(link);
   }
 
-  // follow polls until the ticket is done or expired, and returns the answer: only
-  // while somebody can see the page, and at once when it is seen again. It bears a
-  // lost connection, with ever longer pauses.
-  async function follow(qr, box, signal, again) {
+  // scan gets a code, shows it, and polls until the login has ended, only while somebody can see the page and at once
+  // when it is seen again; it returns the answer. It bears a lost connection, with ever longer pauses.
+  async function scan(box, way, note, another, again, signal) {
+    const qr = await ask(way.begin, signal);
+    await box.show(qr, way, note, another, signal);
     let deadline = Date.now() + qr.expiresIn * 1000;
-    box.tick(deadline);
     const ticking = setInterval(() => box.tick(deadline), 1000);
     let prompt = [box.status.textContent, box.hint.textContent];
-    let seen = "pending";
     try {
-      for (let pause = 1000, wait = 25; ;) {
+      for (let seen = "pending", pause = 1000, wait = 25; ;) {
         await shown(signal);
         if (signal.aborted) return {};
+        box.tick(deadline);
         const asked = Date.now();
         try {
           const answer = await poll(qr.ticket, signal, `&wait=${wait}&status=${seen}`, true);
           if (signal.aborted || (answer.status !== "pending" && answer.status !== "scanned")) return answer;
           deadline = Date.now() + answer.expiresIn * 1000;
-          pause = 1000;
-          wait = 25;
+          [pause, wait] = [1000, 25];
           if (answer.status !== seen) {
             seen = answer.status;
-            box.scanned(answer, again);
-            box.tick(deadline);
+            const number = make("p", "wxscan-number", { textContent: answer.number });
+            box.look("wxscan-result", [good(), number], [button("wxscan-button", words.refresh, again)]);
             prompt = [words.scanned];
-            continue;
+          } else if (Date.now() - asked < 1000) {
+            await sleep(1000, signal); // the server is going down
           }
           box.say(...prompt);
-          if (Date.now() - asked < 1000) await sleep(1000, signal); // the server is going down
         } catch (err) {
           if (signal.aborted) return {};
           if (err.code === "hidden") continue;
@@ -244,14 +219,14 @@
 
   // leave goes to the authorize page at once: inside WeChat nobody can scan the
   // own screen. The page comes back to find the ticket in sessionStorage.
-  async function leave(box, signal, another) {
+  async function leave(stop, signal) {
     const ticket = sessionStorage.getItem("wxscan");
     if (ticket) {
       const answer = await poll(ticket, signal);
       sessionStorage.removeItem("wxscan");
       sessionStorage.removeItem("wxscan-page");
       if (answer.login) return answer;
-      await box.stop(signal, words.unfinished, words.retry, another);
+      await stop(words.unfinished, words.retry);
     }
     const qr = await ask("/wechat/getauthqr", signal);
     sessionStorage.setItem("wxscan", qr.ticket);
@@ -263,41 +238,35 @@
   // welcome shows who is logged in, and returns where to go from there, if anywhere.
   function welcome(element, box, who) {
     const { returnTo } = element.dataset;
-    const target = returnTo && new URL(returnTo, location);
-    const safe = target && target.origin === location.origin && target;
-    const logOut = async () => {
-      await fetch(base + "/wechat/logout", { method: "POST" });
+    const to = returnTo && new URL(returnTo, location);
+    const safe = to && to.origin === location.origin && to;
+    const logOut = () => fetch(base + "/wechat/logout", { method: "POST" }).then(() => {
       delete element.dataset.openid;
       start(element);
-    };
-    box.who(who, !isOurs ? [] : [safe && make("a", "wxscan-main", { href: safe, textContent: words.goOn }),
-      button("wxscan-button", words.logOut, () => logOut().catch(() => box.say(words.error)))]);
+    }, () => box.say(words.error));
+    const next = safe && make("a", "wxscan-main", { href: safe, textContent: words.goOn });
+    box.who(who, isOurs ? [next, button("wxscan-button", words.logOut, logOut)] : []);
     return safe;
   }
 
   async function logIn(element, box, offered, at, signal) {
     for (let answer, renewed = 0, failed = 0; !signal.aborted;) {
-      const way = ways[offered[at]];
+      const way = ways[offered[at]], note = failed && words.instead;
       const another = offered.length > 1 && button("wxscan-link", words.another, () => start(element, at + 1));
+      const stop = (...how) => box.stop(signal, another, ...how);
+      if (!renewed) box.look("wxscan-loading", [], []); // else the old code stays until the new one is there
+      box.say(words.loading);
       try {
-        if (!renewed) box.look("wxscan-loading", [], []); // else the old code stays until the new one is there
-        box.say(words.loading);
-        if (inWeChat && way === ways.auth) {
-          answer = await leave(box, signal, another);
-        } else {
-          const qr = await ask(way.begin, signal);
-          if (signal.aborted) return;
-          await box.show(qr, way, failed ? words.instead : "", another);
-          answer = await follow(qr, box, signal, () => start(element, at));
-        }
+        if (inWeChat && way === ways.auth) answer = await leave(stop, signal);
+        else answer = await scan(box, way, note, another, () => start(element, at), signal);
       } catch (err) {
         if (signal.aborted) return;
-        if (String(err.code).startsWith("wechat_") && ++failed < offered.length) {
+        if (/^wechat_/.test(err.code) && ++failed < offered.length) {
           at = (at + 1) % offered.length;
           continue;
         }
         renewed = failed = 0;
-        const pressed = box.stop(signal, words[err.code] || words.error, words.retry, another);
+        const pressed = stop(words[err.code] || words.error, words.retry);
         await (err.code === "lost" ? Promise.race([pressed, sleep(15e3, signal)]) : pressed);
         continue;
       }
@@ -308,40 +277,25 @@
         if (target) location.assign(target);
         return;
       }
-      if (answer.status === "declined") {
-        await box.stop(signal, words.declined, words.retry, another);
-        continue;
-      }
-      const pressed = box.stop(signal, words.expired, words.refresh, another, true);
-      if (++renewed > 3) { // nobody seems to be there
-        await pressed;
-        renewed = 1;
-      }
+      const isOld = answer.status === "expired";
+      const pressed = isOld ? stop(words.expired, words.refresh, true) : stop(words.declined, words.retry);
+      if (!isOld || ++renewed > 3) await pressed; // else it goes on by itself: somebody seems to be there
     }
   }
 
   // start begins a login anew: in the way that is number at, or in the one that
   // suits, for a link can be opened where nothing can be scanned.
-  const running = new WeakMap();
+  const boxes = new WeakMap();
   function start(element, at) {
     const offered = (element.dataset.wxscan || "").split(",").filter((name) => name in ways);
     if (!offered.length) offered.push("scan");
     at ??= onPhone || inWeChat ? Math.max(0, offered.indexOf("auth")) : 0;
-    const { box, control } = running.get(element) || { box: new Box(element), control: new AbortController() };
-    control.abort();
-    const next = new AbortController();
-    running.set(element, { box, control: next });
+    const box = boxes.get(element) || new Box(element);
+    boxes.set(element, box);
+    box.control.abort();
+    box.control = new AbortController();
     if (element.dataset.openid) welcome(element, box, element.dataset);
-    else logIn(element, box, offered, at % offered.length, next.signal);
-  }
-
-  // own shows the number of the ticket that this tab left with: whoever is
-  // inside WeChat has no other page in front of them.
-  async function own(element) {
-    const { number } = await poll(sessionStorage.getItem("wxscan"), new AbortController().signal).catch(() => ({}));
-    if (!number) return;
-    element.lastElementChild.textContent = number;
-    element.hidden = false;
+    else logIn(element, box, offered, at % offered.length, box.control.signal);
   }
 
   // Our own pages.
@@ -349,33 +303,30 @@
     document.documentElement.lang = language;
     document.title = document.querySelector("h1").innerText;
     const choice = make("nav", "wxscan-languages", { ariaLabel: "语言 Language" });
-    for (const [lang, textContent] of Object.entries(languages)) {
-      choice.append(make("button", "", { type: "button", lang, textContent, ariaPressed: lang === language, onclick: () => {
-        document.cookie = `wxscan_language=${lang}; path=/; max-age=31536000; samesite=lax`;
-        location.reload();
-      } }));
+    for (const [lang, name] of Object.entries(languages)) {
+      const keep = () => { document.cookie = `wxscan_language=${lang}; path=/; max-age=31536000; samesite=lax`; };
+      const press = () => { keep(); location.reload(); };
+      choice.append(Object.assign(button("", name, press), { lang, ariaPressed: lang === language }));
     }
-    if (self === top) document.body.append(choice);
+    if (self === top) document.body.append(choice); // the demo's phone goes by the page around it
     const { wxscanResult } = document.body.dataset;
-    if (wxscanResult === "done" && sessionStorage.getItem("wxscan")) location.replace(sessionStorage.getItem("wxscan-page"));
+    const left = wxscanResult && sessionStorage.getItem("wxscan"); // the ticket that this tab left with
+    const own = ({ number }) => { document.querySelector(".wxscan-own b").textContent = number; }; // no other page does
+    if (wxscanResult === "done" && left) location.replace(sessionStorage.getItem("wxscan-page"));
     if (wxscanResult === "confirm") {
       addEventListener("touchstart", () => {}); // without a listener, iOS has no :active
-      if (sessionStorage.getItem("wxscan")) own(document.querySelector(".wxscan-own"));
+      if (left) poll(left, new AbortController().signal).then(own, () => {});
     }
     if (wxscanResult === "failed") {
-      const reason = new URLSearchParams(location.search).get("reason");
-      const known = [...document.querySelectorAll("[data-reason]")];
-      const match = known.find((p) => p.dataset.reason === reason);
-      if (match) known.forEach((p) => { p.hidden = p !== match; });
+      const reason = CSS.escape(new URLSearchParams(location.search).get("reason"));
+      const match = document.querySelector(`[data-reason="${reason}"]`);
+      if (match) document.querySelectorAll("[data-reason]").forEach((p) => { p.hidden = p !== match; });
     }
   }
 
   function run() {
     if (isOurs) page();
-    const style = base + "/static/wxscan.css";
-    if (document.querySelector("[data-wxscan]") && ![...document.styleSheets].some((sheet) => sheet.href === style)) {
-      document.head.append(make("link", "", { rel: "stylesheet", href: style }));
-    }
+    else document.head.append(make("link", "", { rel: "stylesheet", href: base + "/static/wxscan.css" }));
     document.querySelectorAll("[data-wxscan]").forEach((element) => start(element));
   }
   if (document.readyState === "loading") addEventListener("DOMContentLoaded", run);
