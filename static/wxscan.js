@@ -41,10 +41,10 @@
   // first resolves at the first of some events, each [target, name], or after ms
   // if that is given. It leaves no listener behind.
   const first = (events, ms) => new Promise((resolve) => {
-    const over = new AbortController();
-    const end = () => { over.abort(); clearTimeout(timer); resolve(); };
+    const each = (what) => events.forEach(([target, name]) => target[what](name, end));
+    const end = () => { clearTimeout(timer); each("removeEventListener"); resolve(); };
     const timer = ms && setTimeout(end, ms);
-    for (const [target, name] of events) target.addEventListener(name, end, { signal: over.signal });
+    each("addEventListener");
   });
   const turned = [document, "visibilitychange"];
   // sleep also ends when there may be no need to wait any longer.
