@@ -189,6 +189,12 @@ func (b *browser) click(selector string) {
 	}
 }
 
+// forget logs the browser out.
+func (b *browser) forget() {
+	b.t.Helper()
+	b.devtools("Network.clearBrowserCookies", object{})
+}
+
 // tap touches a point of the page, and lets go.
 func (b *browser) tap(x, y float64) {
 	b.t.Helper()
@@ -323,18 +329,31 @@ const (
 	pageTicket = "new URL(document.querySelector('.wxscan-code img').src).searchParams.get('ticket')"
 	pageAsked  = "performance.getEntriesByType('resource').filter((r) => r.name.endsWith('/wechat/getloginqr')).length"
 	pagePolls  = "performance.getEntriesByType('resource').filter((r) => r.name.includes('/wechat/checklogin')).length"
-	pageTabs   = "[...document.querySelectorAll('[data-wxscan-flow]')].map((tab) => tab.getAttribute('aria-pressed')).join()"
-	pageStatus = "document.querySelector('[role=status]').innerText"
+	pageStatus = "document.querySelector('[role=status] .wxscan-status').innerText"
+	pageHint   = "document.querySelector('[role=status] .wxscan-hint').innerText"
 	pageHeld   = "getComputedStyle(document.querySelector('.wxscan-choice button')).pointerEvents" // none while the phone may press nothing
 	pageOpenID = "document.querySelector('.wxscan-openid').innerText"
 )
 
 // What the status says.
 const (
-	promptScan = "Scan with WeChat, and follow the account to log in"
-	promptAuth = "Scan with WeChat, and agree"
-	saysLost   = "The connection is lost. Trying again…"
+	prompt   = "Scan with WeChat"
+	hintScan = "The first time, follow the account"
+	hintAuth = "Then look at your phone"
+	saysLost = "The connection is lost. Trying again…"
 )
+
+// way opens the login page, and waits for the code of a flow.
+func (b *browser) way(flow string) {
+	b.t.Helper()
+	b.open("/")
+	b.wait(pageHint, hintScan)
+	if flow == "auth" {
+		b.click(".wxscan-link")
+		b.wait(pageHint, hintAuth)
+	}
+	b.wait(pageCode, "true")
+}
 
 // scan scans the code on the page, from outside.
 func (b *browser) scan(openID string) {
@@ -349,9 +368,8 @@ func TestBrowserShowsWhoHasScanned(t *testing.T) {
 		{"scan", "subscribe", "/demo/q/", "您已登录"},
 		{"auth", "allow", "/static/html/loginsucceed.html", "You are logged in"},
 	} {
-		b.open("/")
-		b.click("[data-wxscan-flow=" + test.flow + "]")
-		b.wait(pageCode, "true")
+		b.forget()
+		b.way(test.flow)
 		b.script("addEventListener('wxscan:login', (e) => { localStorage.shown = Date.now(); localStorage.told = e.detail.openid })")
 		page := b.tab()
 
@@ -443,27 +461,27 @@ func TestBrowserLeavesNoListenersBehind(t *testing.T) {
 		}`})
 	const listeners = "window.listeners.abort + ' ' + window.listeners.online + ' ' + window.listeners.visibilitychange"
 	b.open("/")
-	b.wait(pageStatus, promptScan)
-	b.wait("window.listeners.abort", "1") // of the poll that is parked
+	b.wait(pageStatus, prompt)
+	b.wait("window.listeners.abort", "2") // of the poll that is parked
 	parked := b.script(listeners)
 	b.devtools("Network.enable", object{})
 	b.devtools("Network.setBlockedURLs", object{"urls": []string{"*/wechat/checklogin*"}})
 	b.script("stop()") // the poll under way
 	b.wait(pagePolls+" > 2", "true")
 	b.devtools("Network.setBlockedURLs", object{"urls": []string{}})
-	b.wait(pageStatus, promptScan)
+	b.wait(pageStatus, prompt)
 	b.wait(listeners, parked)
 }
 
 func TestBrowserRecoversALostConnection(t *testing.T) {
 	b := browse(t)
 	b.open("/")
-	b.wait(pageStatus, promptScan)
+	b.wait(pageStatus, prompt)
 	b.offline(true)
 	b.script("stop()") // the poll under way
 	b.wait(pageStatus, saysLost)
 	b.offline(false)
-	b.wait(pageStatus, promptScan)
+	b.wait(pageStatus, prompt)
 	b.scan("bob")
 	b.wait(pageOpenID, "bob")
 }
@@ -473,7 +491,8 @@ func TestBrowserRecoversAConnectionLostForLongerThanACodeLives(t *testing.T) {
 	b.open("/")
 	b.wait(pageCode, "true")
 	b.offline(true)
-	b.wait("document.querySelector('.old') !== null && "+pageStatus, saysLost)
+	b.wait(pageStatus, saysLost)
+	b.wait("document.querySelector('.wxscan-bad') !== null", "true")
 	b.offline(false)
 	b.wait(pageCode, "true")
 }
@@ -484,28 +503,29 @@ func TestBrowserTellsAnErrorInPlainWords(t *testing.T) {
 	b.open("/static/html/loginsucceed.html") // a browser's first page takes longest
 	taken := begun(t, b.base, "getauthqr")
 	b.open("/")
-	b.wait(pageStatus, "Too many people are logging in. Try again in a moment.")
+	b.wait(pageStatus, "Too many people just now. Try again in a moment.")
 	b.screenshot("error")
-	if got, want := b.tabStops(), "Scan and follow, Web authorization, Try again"; got != want {
+	if got, want := b.tabStops(), "Try again, Another way, 简体, 繁體, English"; got != want {
 		t.Errorf("Tab reaches %q, want %q", got, want)
 	}
 	if answer := polled(t, b.base, taken.Ticket, "25"); answer.Status != statusExpired {
 		t.Fatalf("the ticket is %q, want %q", answer.Status, statusExpired)
 	}
-	b.click(".wxscan button")
+	b.click(".wxscan-main")
 	b.wait(pageCode, "true")
-	if got := b.script(textOf(".wxscan button")); got != "" {
+	if got := b.script(textOf(".wxscan-main")); got != "" {
 		t.Errorf("the button %q stays", got)
 	}
 }
 
 func TestBrowserSpeaksTheUsersLanguage(t *testing.T) {
-	b := browse(t)
+	b := browse(t, "-site-name", "Acme")
 	for _, test := range []struct{ language, lang, heading, prompt, succeeded string }{
-		{"zh-CN", "zh-CN", "微信扫码登录", "请用微信扫一扫，关注公众号即可登录", "登录成功"},
-		{"zh-TW", "zh-CN", "微信扫码登录", "请用微信扫一扫，关注公众号即可登录", "登录成功"},
-		{"en", "en", "Log in with WeChat", promptScan, "You are logged in"},
-		{"fr", "en", "Log in with WeChat", promptScan, "You are logged in"},
+		{"zh-CN", "zh-CN", "登录 Acme", "请用微信扫一扫", "登录成功"},
+		{"zh-TW", "zh-TW", "登入 Acme", "請用微信掃一掃", "登入成功"},
+		{"zh-Hant-HK", "zh-TW", "登入 Acme", "請用微信掃一掃", "登入成功"},
+		{"en", "en", "Log in to Acme", prompt, "You are logged in"},
+		{"fr", "en", "Log in to Acme", prompt, "You are logged in"},
 	} {
 		b.speak(test.language)
 		b.open("/")
@@ -513,55 +533,82 @@ func TestBrowserSpeaksTheUsersLanguage(t *testing.T) {
 		if lang, heading := b.script("document.documentElement.lang"), b.script(textOf("h1")); lang != test.lang || heading != test.heading {
 			t.Errorf("%s: got %q, %q, want %q, %q", test.language, lang, heading, test.lang, test.heading)
 		}
+		if got := b.script("document.title"); got != test.heading {
+			t.Errorf("%s: the title is %q, want %q", test.language, got, test.heading)
+		}
 		b.open("/static/html/loginsucceed.html")
 		if lang, heading := b.script("document.documentElement.lang"), b.script(textOf("h1")); lang != test.lang || heading != test.succeeded {
 			t.Errorf("%s: got %q, %q, want %q, %q", test.language, lang, heading, test.lang, test.succeeded)
 		}
 	}
+	b.click(".wxscan-languages [lang=zh-TW]")
+	b.wait(textOf("h1"), "登入成功")
+	b.open("/") // which remembers
+	b.wait(textOf("h1"), "登入 Acme")
 }
 
-// TestBrowserFitsEveryPage looks at every page in both languages, light and
-// dark, wide and narrow.
+// TestBrowserFitsEveryPage looks at every page in every language, light and
+// dark, wide and narrow. The login card has one size, whatever it shows.
 func TestBrowserFitsEveryPage(t *testing.T) {
-	b := browse(t, "-scope", "snsapi_userinfo")
-	code := func(flow string) {
-		b.open("/")
-		b.click("[data-wxscan-flow=" + flow + "]")
-		b.wait(pageCode, "true")
-	}
+	b := browse(t, "-scope", "snsapi_userinfo", "-max-tickets", "40")
 	phone := func(flow string) {
-		code(flow)
+		b.way(flow)
 		b.open(strings.TrimPrefix(b.script("document.querySelector('.wxscan-demo').href"), b.base))
+	}
+	refused := func() {
+		b.devtools("Network.setBlockedURLs", object{"urls": []string{"*/wechat/get*"}})
+		b.open("/")
+		b.wait(textOf(".wxscan-main")+" !== ''", "true")
+		b.devtools("Network.setBlockedURLs", object{"urls": []string{}})
 	}
 	const (
 		ground   = "(getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).every((c) => c < 64) ? 'dark' : 'light')"
 		overflow = "(document.documentElement.scrollWidth - document.documentElement.clientWidth)"
 	)
-	for _, language := range []string{"en", "zh-CN"} {
-		b.speak(language)
+	b.devtools("Network.enable", object{})
+	for language, lang := range map[string]string{"en": "en", "zh-CN": "zh-CN", "zh-TW": "zh-TW"} {
+		heights := make(map[int]string) // of the card, by the page's width
 		for _, page := range []struct {
-			name  string
-			open  func()
-			whole string // expression: whether all of it is there
+			name   string
+			isCard bool
+			open   func()
+			whole  string // expression: whether all of it is there
 		}{
-			{"login", func() { b.open("/") }, pageCode},
-			{"result", func() { code("scan"); b.scan(strings.Repeat("oW", 32)) }, pageOpenID + " !== ''"},
-			{"profile", func() { code("auth"); b.scan("alice") }, "document.querySelector('.wxscan-avatar').naturalWidth > 0"},
-			{"phone-scan", func() { phone("scan") }, "document.querySelector('[value=subscribe]') !== null"},
-			{"phone-auth", func() { phone("auth") }, "document.querySelector('[value=allow]') !== null"},
-			{"loginsucceed", func() { b.open("/static/html/loginsucceed.html") }, "true"},
-			{"loginfailed", func() { b.open("/static/html/loginfailed.html?reason=snapshot") }, "true"},
+			{"login", true, func() { b.open("/") }, pageCode},
+			{"auth", true, func() { b.click(".wxscan-link"); b.wait(pageHint+".length > 0", "true") }, pageCode},
+			{"error", true, refused, "document.querySelector('.wxscan-bad') !== null"},
+			{"result", true, func() { b.open("/"); b.wait(pageCode, "true"); b.scan(strings.Repeat("oW", 32)) }, "document.querySelector('.wxscan-openid') !== null"},
+			{"session", true, func() { b.open("/?return_to=/healthz") }, "document.querySelector('.wxscan-main') !== null"},
+			{"profile", true, func() {
+				b.forget()
+				b.open("/")
+				b.wait(pageCode, "true")
+				b.click(".wxscan-link")
+				b.wait(pageCode+" && performance.getEntriesByType('resource').some((r) => r.name.endsWith('/wechat/getauthqr'))", "true")
+				b.scan("alice")
+			}, "document.querySelector('.wxscan-avatar')?.naturalWidth > 0"},
+			{"loginsucceed", false, func() { b.open("/static/html/loginsucceed.html") }, "true"},
+			{"loginfailed", false, func() { b.open("/static/html/loginfailed.html?reason=snapshot") }, "true"},
 		} {
+			b.speak(language)
 			page.open()
 			b.wait(page.whole, "true")
+			b.wait("document.documentElement.lang", lang)
 			for _, scheme := range []string{"light", "dark"} {
 				b.prefer(scheme)
 				b.wait(ground, scheme)
-				for width, height := range map[int]int{900: 760, 375: 667, 320: 568} {
+				for width, height := range map[int]int{1280: 760, 900: 760, 375: 667, 320: 568} {
 					b.resize(width, height)
 					name := fmt.Sprintf("%s-%s-%s-%d", page.name, language, scheme, width)
 					if got, want := b.script("innerWidth + ' + ' + "+overflow), strconv.Itoa(width)+" + 0"; got != want {
 						t.Errorf("%s: the page is %s pixels wide, want %s", name, got, want)
+					}
+					card := b.script("document.querySelector('main').offsetHeight")
+					if page.isCard && heights[width] == "" {
+						heights[width] = card
+					}
+					if page.isCard && heights[width] != card {
+						t.Errorf("%s: the card is %s pixels high, and %s with a code", name, card, heights[width])
 					}
 					b.screenshot(name)
 				}
@@ -571,31 +618,46 @@ func TestBrowserFitsEveryPage(t *testing.T) {
 					}
 				}
 			}
+			b.prefer("light")
+			b.resize(900, 760)
+		}
+		b.forget()
+	}
+	b.speak("en")
+	for _, flow := range []string{"scan", "auth"} { // the demo's phone
+		phone(flow)
+		b.wait("document.querySelector('[name=openid]').checkVisibility()", "true")
+		for width, height := range map[int]int{900: 760, 375: 667, 320: 568} {
+			b.resize(width, height)
+			if got := b.script(overflow); got != "0" {
+				t.Errorf("the phone (%s) is %s pixels too wide at %d", flow, got, width)
+			}
+			b.screenshot(fmt.Sprintf("phone-%s-%d", flow, width))
 		}
 	}
 }
 
 func TestBrowserNeedsNeitherMouseNorEyes(t *testing.T) {
 	b := browse(t)
+	b.resize(800, 760)
 	b.open("/")
-	b.wait(pageStatus, promptScan)
+	b.wait(pageStatus, prompt)
 	for _, test := range []struct{ what, expression, want string }{
 		{"the time left", "document.querySelector('.wxscan-time').role", "timer"},
 		{"the picture", "document.querySelector('.wxscan-code img').alt", "Login QR code, to be scanned with WeChat"},
-		{"the tabs", "document.querySelector('[role=group]').ariaLabel !== ''", "true"},
-		{"the tab pressed", pageTabs, "true,false"},
+		{"the language", "document.querySelector('.wxscan-languages [aria-pressed=true]').innerText", "English"},
 	} {
 		if got := b.script(test.expression); got != test.want {
 			t.Errorf("%s: got %q, want %q", test.what, got, test.want)
 		}
 	}
-	if got, want := b.tabStops(), "Scan and follow, Web authorization, Open the simulated phone"; got != want {
+	if got, want := b.tabStops(), "Another way, Simulated phone, 简体, 繁體, English"; got != want {
 		t.Errorf("Tab reaches %q, want %q", got, want)
 	}
 	b.script("document.activeElement.blur()")
-	b.press(tabKey, tabKey, enterKey)
-	b.wait(pageTabs, "false,true")
-	b.wait(pageStatus, promptAuth)
+	b.press(tabKey, enterKey)
+	b.wait(pageHint, hintAuth)
+	b.wait("document.activeElement.innerText", "Another way") // the focus is not lost with the button
 }
 
 // TestBrowserInsideWeChatNeedsNoScan goes the way of who opens the login page
@@ -609,8 +671,8 @@ func TestBrowserInsideWeChatNeedsNoScan(t *testing.T) {
 	b.wait("location.pathname + location.search", "/static/html/loginfailed.html?reason=denied")
 
 	b.open("/") // which must not send whoever declined straight back
-	b.wait(textOf(".wxscan button"), "Log in with WeChat")
-	b.click(".wxscan button")
+	b.wait(textOf(".wxscan-main"), "Try again")
+	b.click(".wxscan-main")
 	b.wait("location.pathname", "/demo/connect/oauth2/authorize")
 	b.click("[value=allow]")
 	b.wait("location.pathname", "/")
@@ -626,7 +688,7 @@ func TestBrowserInsideWeChatTellsTheNumberOfItsOwnPage(t *testing.T) {
 	b.open("/")
 	b.wait("location.pathname", "/demo/connect/oauth2/authorize")
 	b.click("[value=allow]")
-	b.wait("document.querySelector('.wxscan-own')?.checkVisibility() ?? false", "true")
+	b.wait(textOf(".wxscan-own b")+".length", "2")
 	number := b.script(textOf(".wxscan-own b"))
 	b.wait(pageHeld, "auto")
 	b.click("[value='" + number + "']")
@@ -662,9 +724,8 @@ func TestBrowserConfirmsOnThePhone(t *testing.T) {
 	for _, test := range []struct{ flow, button, answer, want string }{
 		{"scan", "scan", "number", "You are logged in"}, {"auth", "allow", "number", "You are logged in"}, {"auth", "allow", "no", "Declined on the phone"},
 	} {
-		b.open("/")
-		b.click("[data-wxscan-flow=" + test.flow + "]")
-		b.wait(pageCode, "true")
+		b.forget()
+		b.way(test.flow)
 		page := b.tab()
 		b.follow(".wxscan-demo")
 		b.speak("en-US")
@@ -759,11 +820,13 @@ func TestBrowserGoesBackToWhereItCameFrom(t *testing.T) {
 		"/x?url=https%3A%2F%2Fa.example":  "/x?url=https%3A%2F%2Fa.example",
 		"/100%25":                         "/100%25",
 	} {
+		b.forget()
 		b.open("/?return_to=" + query)
 		b.wait(pageCode, "true")
 		b.scan("alice")
 		b.wait("location.pathname + location.search", want)
 	}
+	b.forget()
 	b.open("/?return_to=//127.0.0.1:1/")
 	b.wait(pageCode, "true")
 	b.scan("alice")

@@ -28,17 +28,25 @@ func (s *server) asker(r *http.Request) asker {
 	if !s.config.confirm {
 		return asker{}
 	}
-	first := func(names ...string) string { // pairs: what the agent says, what it means
+	known := func(names ...string) string { // pairs: what the agent says, what it means
 		for i := 0; i < len(names); i += 2 {
 			if strings.Contains(r.UserAgent(), names[i]) {
 				return names[i+1]
 			}
 		}
-		return "?"
+		return ""
 	}
-	return asker{Address: client(r, s.config.trusted).String(),
-		Browser: first("MicroMessenger", "WeChat", "Edg", "Edge", "OPR/", "Opera", "Firefox", "Firefox", "Chrome", "Chrome", "Safari", "Safari", "curl", "curl") + ", " +
-			first("Android", "Android", "iPhone", "iPhone", "iPad", "iPad", "Windows", "Windows", "Mac OS", "macOS", "CrOS", "ChromeOS", "Linux", "Linux")}
+	// The makers of browsers let them claim to be Chrome and Safari too.
+	browser := cmp.Or(known("MicroMessenger", "WeChat", "QQBrowser", "QQ", "QQ/", "QQ", "Quark", "Quark", "UCBrowser", "UC",
+		"UBrowser", "UC", "QihooBrowser", "360", "360SE", "360", "360EE", "360", "MetaSr", "Sogou", "SogouM", "Sogou",
+		"baidu", "Baidu", "HuaweiBrowser", "Huawei", "MiuiBrowser", "Xiaomi", "VivoBrowser", "vivo", "HeyTapBrowser", "OPPO",
+		"SamsungBrowser", "Samsung", "Edg", "Edge", "OPR/", "Opera", "Firefox", "Firefox", "FxiOS", "Firefox",
+		"Chrome", "Chrome", "CriOS", "Chrome", "Safari", "Safari", "curl", "curl"), "Other")
+	if system := known("Harmony", "HarmonyOS", "Android", "Android", "iPhone", "iPhone", "iPad", "iPad", "Windows", "Windows",
+		"Mac OS", "macOS", "CrOS", "ChromeOS", "Linux", "Linux"); system != "" {
+		browser += ", " + system
+	}
+	return asker{Address: client(r, s.config.trusted).String(), Browser: browser}
 }
 
 // holdBack is how long the phone's page must have been shown before its answer
@@ -106,7 +114,8 @@ func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	numbers := choices(k, sent)
-	return writePage(w, http.StatusOK, "static/html/confirm.html", "Site", site(s.config.publicURL).Host,
+	return s.config.writePage(w, http.StatusOK, "static/html/confirm.html",
+		"Site", s.config.site(), "Host", site(s.config.publicURL).Host,
 		"First", numbers[0], "Second", numbers[1], "Third", numbers[2],
 		"Secret", sent, "Shown", strconv.FormatInt(time.Now().UnixMilli(), 10),
 		"Browser", ticket.Asker.Browser, "Address", cmp.Or(ticket.Asker.Address, "?"))

@@ -11,6 +11,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"html"
 	"io"
 	"maps"
 	"net/http"
@@ -268,9 +269,15 @@ func (d *demo) phone(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, shown, http.StatusSeeOther)
 		return
 	}
-	_, link, _ := strings.Cut(shown, `<a href="`)
-	link, _, _ = strings.Cut(link, `"`)
-	writePage(w, status, "static/demo/phone.html", "Shown", shown, "Link", link, "Asks", asks)
+	d.config.writePage(w, status, "static/demo/phone.html", "Site", d.config.site(), "Asks", asks, "Reply", bubble(shown))
+}
+
+// chatLink matches a link of a message, in HTML that does not know it for one.
+var chatLink = regexp.MustCompile(`&lt;a href=&#34;(https?://(?:[^&]|&amp;)+)&#34;&gt;([^&]*)&lt;/a&gt;`)
+
+// bubble returns a message as a chat shows it: links are links, all else is text.
+func bubble(message string) markup {
+	return markup(chatLink.ReplaceAllString(html.EscapeString(message), `<a href="$1">$2</a>`))
 }
 
 // scan is the phone for curl: it scans the QR code of a live ticket of either

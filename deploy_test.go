@@ -507,7 +507,7 @@ func TestBrowserArrivesAtThePageItAskedFor(t *testing.T) {
 	v := visitAt(t, nginx, address, b.base)
 	b.base = v.site
 	b.open("/reports/7?a=1&b=2")
-	b.wait(pageStatus, promptScan)
+	b.wait(pageStatus, prompt)
 	if got, want := b.script("location.pathname + location.search"), "/login?return_to=/reports/7?a=1&b=2"; got != want {
 		t.Errorf("the login page is at %s, want %s", got, want)
 	}

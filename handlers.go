@@ -5,13 +5,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"embed"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"html"
 	"log/slog"
 	"math"
 	"net/http"
@@ -23,9 +19,6 @@ import (
 	"time"
 )
 
-//go:embed static
-var static embed.FS
-
 const (
 	maxWait = 30       // seconds, of a poll
 	maxBody = 64 << 10 // bytes; a push has less than one KiB
@@ -35,11 +28,6 @@ const (
 	// forwardedHeader says "missing" in the answer to a signed URL check that came
 	// from loopback without X-Forwarded-For. It is for wxscan check.
 	forwardedHeader = "X-Wxscan-Forwarded-For"
-
-	// pagePolicy lets pages use what is ours. Pictures may come from qlogo.cn,
-	// where WeChat keeps the avatars.
-	pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
-		"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
 var (
@@ -427,47 +415,6 @@ func (s *server) session(w http.ResponseWriter, r *http.Request) error {
 func (s *server) logout(w http.ResponseWriter, r *http.Request) error {
 	http.SetCookie(w, s.signer.cookie(""))
 	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
-
-// loginPage serves the login page, which leads back to return_to, if that is safe.
-func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
-	return writePage(w, http.StatusOK, "static/index.html", "ReturnTo", returnTo(r.URL.RawQuery))
-}
-
-// writePage fills in a page: pairs are what stands in {{}}, and its text.
-// html/template would do more, and make the binary larger by a tenth.
-func writePage(w http.ResponseWriter, status int, name string, pairs ...string) error {
-	page, err := static.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	for i := 0; i < len(pairs); i += 2 {
-		pairs[i], pairs[i+1] = "{{"+pairs[i]+"}}", html.EscapeString(pairs[i+1])
-	}
-	w.Header().Set("Content-Security-Policy", pagePolicy)
-	return write(w, status, "text/html; charset=utf-8", []byte(strings.NewReplacer(pairs...).Replace(string(page))))
-}
-
-// ownership shows WeChat the file by which an account proves that it owns our
-// domain; its content is a part of its name.
-func (s *server) ownership(w http.ResponseWriter, r *http.Request) error {
-	code := strings.TrimSuffix(strings.TrimPrefix(s.config.verifyFile, "MP_verify_"), ".txt")
-	return write(w, http.StatusOK, plainText, []byte(code))
-}
-
-// page serves files, but no directory, and no page that is yet to be filled in.
-func (s *server) page(w http.ResponseWriter, r *http.Request) error {
-	name := strings.TrimPrefix(r.URL.Path, "/")
-	data, err := static.ReadFile(name)
-	if err != nil || bytes.Contains(data, []byte("{{")) {
-		return errNothingHere
-	}
-	sum := sha256.Sum256(data)
-	w.Header().Set("ETag", `"`+hex.EncodeToString(sum[:8])+`"`)
-	w.Header().Set("Cache-Control", "no-cache")
-	w.Header().Set("Content-Security-Policy", pagePolicy)
-	http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(data))
 	return nil
 }
 

@@ -673,7 +673,7 @@ func TestNastyNamesAreData(t *testing.T) {
 	openID := strings.Map(func(r rune) rune { return map[bool]rune{true: ' ', false: r}[r == '\r'] }, nasty) // XML has no CR
 	var escaped bytes.Buffer
 	must(t, xml.EscapeText(&escaped, []byte(openID)))
-	out := w.push(pushXML(escaped.String(), "SCAN", "s", scan.Ticket))
+	out = w.push(pushXML(escaped.String(), "SCAN", "s", scan.Ticket))
 	var reply struct {
 		XMLName    xml.Name `xml:"xml"`
 		ToUserName string

@@ -7,8 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -156,25 +154,4 @@ func (s *signer) fromRequest(r *http.Request) (*session, error) {
 		}
 	}
 	return nil, errNoSession
-}
-
-// ownPath matches what a browser takes for a path of the site that it is on.
-// Another slash after the first would begin a host; browsers take backslashes
-// for slashes, and leave out tabs and newlines.
-var ownPath = regexp.MustCompile(`^/([^/\\\p{Cc}][^\\\p{Cc}]*)?$`)
-
-// returnTo returns the path to go to after a login, with its query and
-// fragment, from a raw query; "" if there is none, or it is no path of this site.
-// A path that is not escaped reaches to the end of the query, so that a proxy
-// can append the URI that it was asked for.
-func returnTo(rawQuery string) string {
-	_, path, _ := strings.Cut("&"+rawQuery, "&return_to=")
-	if !strings.HasPrefix(path, "/") {
-		path, _, _ = strings.Cut(path, "&")
-		path, _ = url.QueryUnescape(path)
-	}
-	if _, err := url.Parse(path); err != nil || !ownPath.MatchString(path) {
-		return ""
-	}
-	return path
 }

@@ -38,6 +38,8 @@ type config struct {
 	forgetful                 bool          // the session's secret is made up, and ends with the program
 	sessionTTL                time.Duration // whole seconds
 	confirm                   bool          // a scan must be confirmed on the phone
+	flows                     []string      // what the login page offers, in order
+	siteName                  string        // for people; "" is the host of publicURL
 	allowedOrigins            []string
 	verifyFile                string         // MP_verify_xxx.txt, or none
 	metricsToken              string         // opens /metrics
@@ -153,6 +155,13 @@ func listed[T any](p *[]T, parse func(string) (T, error)) func(string) bool {
 	}
 }
 
+// listedOnce is listed, for items that must differ.
+func listedOnce(p *[]string, parse func(string) (string, error)) func(string) bool {
+	return func(value string) bool {
+		return listed(p, parse)(value) && len(slices.Compact(slices.Sorted(slices.Values(*p)))) == len(*p)
+	}
+}
+
 var errMalformed = errors.New("malformed")
 
 // like returns what parses a text that matches a pattern.
@@ -261,6 +270,10 @@ func (c *config) settings() []setting {
 			"the life of a session, whole seconds from 1m to 8760h", "会话有效期，整秒，1m 至 8760h"},
 		{"CONFIRM", "confirm", yesNo, "false", parsed(&c.confirm, parseYesNo),
 			"true or false: whether the phone must confirm a scan", "“true”或“false”：扫码后是否须在手机上确认"},
+		{"FLOWS", "flows", open, "scan,auth", listedOnce(&c.flows, like(`scan|auth`)),
+			"scan, auth or both: the ways that the login page offers, in order", "登录页提供的方式 scan、auth，按顺序，逗号分隔"},
+		{"SITE_NAME", "site-name", open, "", text(&c.siteName, `[^\p{Cc}]{0,40}`),
+			"what pages call the place to log in to, to 40 characters", "页面上显示的网站名称，至多 40 字；不设则为 PUBLIC_URL 的域名"},
 		{"ALLOWED_ORIGINS", "allowed-origins", open, "", listed(&c.allowedOrigins, parseOrigin),
 			"exact origins of other front ends, comma-separated", "其他前端的 origin，须完全一致，逗号分隔"},
 		{"WECHAT_VERIFY_FILE", "verify-file", open, "", text(&c.verifyFile, `(MP_verify_[0-9A-Za-z]+\.txt)?`),

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"html"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+//go:embed static
+var static embed.FS
+
+// pagePolicy lets pages use what is ours, and the avatars that WeChat keeps at
+// qlogo.cn. Only the demo's pages may stand in a frame: its phone stands beside
+// the login page.
+func (c *config) pagePolicy() string {
+	framed := "frame-ancestors 'none'"
+	if c.demo {
+		framed = "frame-src 'self'; frame-ancestors 'self'"
+	}
+	return "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
+		"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; " + framed
+}
+
+// site returns what people call the place that they log in to.
+func (c *config) site() string { return cmp.Or(c.siteName, site(c.publicURL).Host) }
+
+// loginPage serves the login page. It knows who is logged in already, and leads
+// back to return_to, if that is safe.
+func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
+	who := new(session)
+	if claims, err := s.signer.fromRequest(r); err == nil {
+		who = claims
+	}
+	return s.config.writePage(w, http.StatusOK, "static/index.html", "Site", s.config.site(),
+		"Flows", strings.Join(s.config.flows, ","), "ReturnTo", returnTo(r.URL.RawQuery),
+		"OpenID", who.OpenID, "Nickname", who.Nickname, "Avatar", who.Avatar)
+}
+
+// markup is HTML for a page; other text is escaped.
+type markup string
+
+// writePage fills in a page: pairs are what stands in {{}}, and its text or
+// markup. html/template would do more, and make the binary larger by a tenth.
+func (c *config) writePage(w http.ResponseWriter, status int, name string, pairs ...any) error {
+	page, err := static.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	var filled []string
+	for pair := range slices.Chunk(pairs, 2) {
+		value, ok := pair[1].(markup)
+		if !ok {
+			value = markup(html.EscapeString(pair[1].(string)))
+		}
+		filled = append(filled, "{{"+pair[0].(string)+"}}", string(value))
+	}
+	w.Header().Set("Content-Security-Policy", c.pagePolicy())
+	return write(w, status, "text/html; charset=utf-8", []byte(strings.NewReplacer(filled...).Replace(string(page))))
+}
+
+// ownership shows WeChat the file by which an account proves that it owns our
+// domain; its content is a part of its name.
+func (s *server) ownership(w http.ResponseWriter, r *http.Request) error {
+	code := strings.TrimSuffix(strings.TrimPrefix(s.config.verifyFile, "MP_verify_"), ".txt")
+	return write(w, http.StatusOK, plainText, []byte(code))
+}
+
+// page serves files, but no directory, and no page that is yet to be filled in.
+func (s *server) page(w http.ResponseWriter, r *http.Request) error {
+	name := strings.TrimPrefix(r.URL.Path, "/")
+	data, err := static.ReadFile(name)
+	if err != nil || bytes.Contains(data, []byte("{{")) {
+		return errNothingHere
+	}
+	sum := sha256.Sum256(data)
+	w.Header().Set("ETag", `"`+hex.EncodeToString(sum[:8])+`"`)
+	w.Header().Set("Cache-Control", "no-cache")
+	w.Header().Set("Content-Security-Policy", s.config.pagePolicy())
+	http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(data))
+	return nil
+}
+
+// ownPath matches what a browser takes for a path of the site that it is on.
+// Another slash after the first would begin a host; browsers take backslashes
+// for slashes, and leave out tabs and newlines.
+var ownPath = regexp.MustCompile(`^/([^/\\\p{Cc}][^\\\p{Cc}]*)?$`)
+
+// returnTo returns the path to go to after a login, with its query and
+// fragment, from a raw query; "" if there is none, or it is no path of this site.
+// A path that is not escaped reaches to the end of the query, so that a proxy
+// can append the URI that it was asked for.
+func returnTo(rawQuery string) string {
+	_, path, _ := strings.Cut("&"+rawQuery, "&return_to=")
+	if !strings.HasPrefix(path, "/") {
+		path, _, _ = strings.Cut(path, "&")
+		path, _ = url.QueryUnescape(path)
+	}
+	if _, err := url.Parse(path); err != nil || !ownPath.MatchString(path) {
+		return ""
+	}
+	return path
+}
