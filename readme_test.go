@@ -158,8 +158,8 @@ func TestREADMENamesTheErrorsThatAreAnswered(t *testing.T) {
 	w := newWorld(t)
 	var answered []string
 	for _, err := range []error{errNoTicket, errPush, errNoSession, errSignature, errCrossOrigin, errNothingHere,
-		errMethod, errTooLarge, errRateLimited, errGuessing, errTooManyTickets, errRefused, errUnreachable, errTimeout,
-		errors.New("another")} {
+		errMethod, errTooLarge, errRateLimited, errGuessing, errTooManyTickets, errStoreUnavailable,
+		errRefused, errUnreachable, errTimeout, errors.New("another")} {
 		out := httptest.NewRecorder()
 		w.fail(out, httptest.NewRequest("GET", "/", nil), err)
 		var answer struct{ Error string }
