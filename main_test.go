@@ -76,6 +76,8 @@ func TestBadSettingsAreNamedInOneLine(t *testing.T) {
 		"WECHAT_APPSECRET is set":                         {"-demo"},
 		"SESSION_SECRET is malformed":                     {"SESSION_SECRET=hush-hush-too-short", "SESSION_SECRET=" + secretA + ","},
 		"SESSION_TTL (-session-ttl) is malformed":         {"SESSION_TTL=1s"},
+		"FLOWS (-flows) is malformed":                     {"FLOWS=scan,scan", "FLOWS=code,scan", "FLOWS=scan,", "-flows scan;auth"},
+		"SITE_NAME (-site-name) is malformed":             {"SITE_NAME=a\nb", "SITE_NAME=" + strings.Repeat("长", 41)},
 		"CONFIRM (-confirm) is malformed":                 {"CONFIRM=maybe"},
 		"ALLOWED_ORIGINS (-allowed-origins) is malformed": {"ALLOWED_ORIGINS=*", "ALLOWED_ORIGINS=https://a.example.com/,https://b.example.com"},
 		"WECHAT_VERIFY_FILE (-verify-file) is malformed":  {"WECHAT_VERIFY_FILE=../MP_verify_x.txt"},
