@@ -473,6 +473,92 @@ func TestBrowserLeavesNoListenersBehind(t *testing.T) {
 	b.wait(listeners, parked)
 }
 
+func TestBrowserGoesOnWithTheNextWayWhereOneFails(t *testing.T) {
+	b := browse(t)
+	b.devtools("Page.addScriptToEvaluateOnNewDocument", object{"source": `
+		const real = fetch;
+		window.fetch = (url, ...rest) => url.endsWith("/wechat/getloginqr")
+			? Promise.resolve(new Response('{"error":"wechat_refused"}', { status: 502 })) : real(url, ...rest);`})
+	b.open("/")
+	b.wait(pageHint, "The other way is down just now")
+	b.wait(pageCode, "true")
+	b.scan("alice")
+	b.wait(pageOpenID, "alice")
+}
+
+func TestBrowserKnowsWhoIsLoggedIn(t *testing.T) {
+	b := browse(t)
+	openID := strings.Repeat("oW", 14)
+	b.open("/")
+	b.wait(pageCode, "true")
+	b.scan(openID)
+	b.wait(pageOpenID, "oWoWoW…oWoW")
+	b.open("/?return_to=/healthz")
+	b.wait(pageStatus, "You are logged in")
+	b.devtools("Browser.grantPermissions", object{"permissions": []string{"clipboardReadWrite", "clipboardSanitizedWrite"}})
+	b.click(".wxscan-openid")
+	b.wait(pageStatus, "Copied")
+	if got := b.script("navigator.clipboard.readText()"); got != openID {
+		t.Errorf("copied: %q, want %q", got, openID)
+	}
+	b.click(".wxscan-main")
+	b.wait("location.pathname", "/healthz")
+	b.open("/")
+	b.click(".wxscan-more .wxscan-button")
+	b.wait(pageCode, "true")
+	b.open("/") // and it stays so
+	b.wait(pageCode, "true")
+}
+
+func TestBrowserOnAPhoneSavesOrCopiesWhatItCannotScan(t *testing.T) {
+	b := browse(t)
+	b.speak("en", "Mobile")
+	b.resize(375, 667)
+	b.open("/")
+	b.wait(pageStatus, "Save the picture, and scan it in WeChat")
+	b.devtools("Browser.grantPermissions", object{"permissions": []string{"clipboardReadWrite", "clipboardSanitizedWrite"}})
+	b.click(".wxscan-main")
+	b.wait(pageStatus, "Copied")
+	link := b.script("navigator.clipboard.readText()")
+	if !strings.HasPrefix(link, b.base+"/demo/connect/oauth2/authorize?") {
+		t.Errorf("the link is %q", link)
+	}
+	if got := b.script("document.querySelector('.wxscan-button[download]').href === document.querySelector('.wxscan-code img').src"); got != "true" {
+		t.Error("what is saved is not the picture shown")
+	}
+	b.wait(pageHint, "Or open the link in a WeChat chat")
+	b.screenshot("on-a-phone")
+	b.click(".wxscan-link") // the other way has no link that WeChat opens
+	b.wait(textOf(".wxscan-main"), "")
+	b.wait(textOf(".wxscan-button[download]"), "Save the picture")
+}
+
+// TestBrowserShowsTheDemosPhoneBesideTheLogin presses "scan" at the right and
+// sees the left change.
+func TestBrowserShowsTheDemosPhoneBesideTheLogin(t *testing.T) {
+	b := browse(t, "-confirm")
+	b.resize(960, 720)
+	b.open("/")
+	b.wait(pageCode, "true")
+	const phone = "frames[0].document.querySelector"
+	b.wait(phone+"('[value=scan]')?.checkVisibility() ?? false", "true")
+	b.screenshot("screenshot") // of the READMEs
+	b.script(phone + "('[value=scan]').click()")
+	b.wait(textOf(".wxscan-number")+".length", "2")
+	b.wait(phone+"('.bubble a')?.innerText ?? ''", "查看并确认")
+	if got := b.script(phone + "('.bubble').scrollWidth <= " + phone + "('.chat').clientWidth"); got != "true" {
+		t.Error("the bubble runs out of the phone")
+	}
+	b.script(phone + "('.bubble a').click()")
+	b.wait(phone+"('.wxscan-choice') !== null", "true")
+	b.wait("frames[0].getComputedStyle("+phone+"('.wxscan-choice button')).pointerEvents", "auto")
+	b.screenshot("demo-confirm")
+	b.script(phone + "(`[value='${" + textOf(".wxscan-number") + "}']`).click()")
+	b.wait(pageOpenID, "alice")
+	b.wait("frames[0].location.pathname", "/static/html/loginsucceed.html")
+	b.quiet("the demo")
+}
+
 func TestBrowserRecoversALostConnection(t *testing.T) {
 	b := browse(t)
 	b.open("/")
@@ -511,8 +597,10 @@ func TestBrowserTellsAnErrorInPlainWords(t *testing.T) {
 	if answer := polled(t, b.base, taken.Ticket, "25"); answer.Status != statusExpired {
 		t.Fatalf("the ticket is %q, want %q", answer.Status, statusExpired)
 	}
-	b.click(".wxscan-main")
-	b.wait(pageCode, "true")
+	b.until("a code", func() bool { // which there is once the ticket has been swept away
+		b.script("document.querySelector('.wxscan-main')?.click()")
+		return b.script(pageCode) == "true"
+	})
 	if got := b.script(textOf(".wxscan-main")); got != "" {
 		t.Errorf("the button %q stays", got)
 	}
@@ -951,6 +1039,8 @@ func TestBrowserKeepsNoSessionThatASiblingSiteBrings(t *testing.T) {
 	}
 	b.post("/url", object{"url": public}, nil)
 	b.wait(session, "mallory")
+	b.click(".wxscan-more .wxscan-button")
+	b.wait(session, "no_session")
 	b.wait(pageCode, "true")
 	b.scan("alice")
 	b.wait(pageOpenID, "alice")

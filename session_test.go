@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -195,61 +194,6 @@ func TestLogout(t *testing.T) {
 	if out := w.do("GET", "/wechat/logout", ""); out.Code != 405 {
 		t.Errorf("GET: %d", out.Code)
 	}
-}
-
-func TestReturnToTakesEveryPathOfThisSite(t *testing.T) {
-	for query, want := range map[string]string{
-		"":                                         "",
-		"return_to=":                               "",
-		"return_to=/":                              "/",
-		"return_to=/reports/7":                     "/reports/7",
-		"return_to=%2Freports%2F7%3Fa%3D1%262":     "/reports/7?a=1&2",
-		"return_to=/reports/7?a=1&b=2":             "/reports/7?a=1&b=2", // as a proxy appends it
-		"x=1&return_to=%2Fa&y=2":                   "/a",
-		"return_to=/%E6%8A%A5%E5%91%8A?q=a%20b":    "/%E6%8A%A5%E5%91%8A?q=a%20b",
-		"return_to=/.well-known/x":                 "/.well-known/x",
-		"return_to=/报告":                            "/报告",
-		"return_to=%2F%E6%8A%A5%E5%91%8A":          "/报告",
-		"return_to=%2Fa%20b+c":                     "/a b c",
-		"return_to=/x?url=https%3A%2F%2Fa.example": "/x?url=https%3A%2F%2Fa.example",
-		"return_to=%2Fx%3Furl%3Dhttps%253A%252F%252Fa.example": "/x?url=https%3A%2F%2Fa.example",
-		"return_to=/x?url=https://a.example":                   "/x?url=https://a.example",
-		"return_to=/100%25":                                    "/100%25",
-		"return_to=%2F100%2525%23end":                          "/100%25#end",
-		"return_to=/" + strings.Repeat("a", 3000):              "/" + strings.Repeat("a", 3000),
-		"xreturn_to=/a":                                        "",
-		"return_to=reports":                                    "",
-		"return_to=https://evil.com":                           "",
-		"return_to=javascript:alert(1)":                        "",
-		"return_to=//evil.com;":                                "",
-		"return_to=/%zz":                                       "",
-		"return_to=%2F100%25":                                  "",
-	} {
-		if got := returnTo(query); got != want {
-			t.Errorf("returnTo(%.80q) = %q, want %q", query, got, want)
-		}
-	}
-	for _, path := range []string{
-		"//evil.com", "///evil.com", `/\evil.com`, `\/evil.com`, `\\evil.com`, `/\/evil.com`, "/\t/evil.com", "/\v/evil.com", "/\n/evil.com", "/\r/evil.com",
-		"/ \\evil.com", "/\t\\evil.com", "/\t/\t\\evil.com", "/\t\t\\\t/evil.com", `/./\evil.com`, `/./../../\evil.com`, "//evil.com@x", "http:evil.com", "http:/evil.com",
-		".evil.com", "@evil.com", ":80", ";alert(0);//", " /a", "\t/a", "/\x00/evil.com", "/\x7f/evil.com", "/\u0085/evil.com", "data:text/html,x", "%68%74%74%70%3a%2f%2fevil.com",
-		"%19Jav%09asc%09ript:alert(1)",
-	} {
-		for _, query := range []string{"return_to=" + path, "return_to=" + url.QueryEscape(path)} {
-			if got := returnTo(query); got != "" {
-				t.Errorf("returnTo(%q) = %q", query, got)
-			}
-		}
-	}
-}
-
-// astray has what has led other programs to other sites, over the years, besides
-// what TestReturnToTakesEveryPathOfThisSite has.
-var astray = []string{
-	"/ /evil.com", "/.//evil.com", "/..//evil.com", "/%09/evil.com", "/%0a/evil.com", "/%0d%0aLocation:x", "/%00/evil.com", "/%2fevil.com", "/%2f%2fevil.com",
-	"/%5cevil.com", "/%5c%5cevil.com", "/%252fevil.com", "/%25252fevil.com", "/%255cevil.com", "/%2e%2e//evil.com", "/%2e/%2fevil.com", "/evil.com/%2f%2e%2e",
-	"/\u3000/evil.com", "/\u00a0/evil.com", "/%e3%80%80/evil.com", "/\u2028/evil.com", "/\ufeff/evil.com", "/\u2044/evil.com", "/<>//evil.com", "/?url=//evil.com", "/#//evil.com",
-	"/http://evil.com", "/https:///evil.com/%2e%2e", "/\xff/evil.com", "/@evil.com", "/:80", "/;//evil.com",
 }
 
 func TestOtherOrigins(t *testing.T) {
