@@ -104,7 +104,8 @@ func check(ctx context.Context, args []string, getenv func(string) string, stdou
 		d.account(ctx)
 	} else {
 		d.report("access_token", "–",
-			"not tried, as WeChat does not answer: whether it gives access tokens and QR codes", "微信没有应答，未检查能否取得 access token 和二维码")
+			"not tried, as WeChat does not answer: whether it gives access tokens and QR codes",
+			"微信没有应答，未检查能否取得 access token 和二维码")
 	}
 	d.interfaceURL(ctx)
 	d.port()
@@ -132,7 +133,8 @@ func (d *doctor) clock(ctx context.Context) bool {
 			"%s 的应答没有时间：那是微信或其代理吗？", api)
 	case apart > 5*time.Minute || d.config.maxSkew > 0 && apart > d.config.maxSkew:
 		d.bad("clock", "A", "this computer's clock and WeChat's are %v apart: set it right "+
-			"(timedatectl set-ntp true); PUSH_MAX_SKEW bears %v", "本机时钟与微信相差 %v：请校准（timedatectl set-ntp true）；PUSH_MAX_SKEW 容许 %v",
+			"(timedatectl set-ntp true); PUSH_MAX_SKEW bears %v",
+			"本机时钟与微信相差 %v：请校准（timedatectl set-ntp true）；PUSH_MAX_SKEW 容许 %v",
 			apart.Round(time.Minute), d.config.maxSkew)
 	default:
 		d.report("clock", "✓", "this computer's clock agrees with WeChat's", "本机时钟与微信一致")
