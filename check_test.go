@@ -252,10 +252,11 @@ func TestCheckSaysWhatIsWrongInBothLanguages(t *testing.T) {
 	for _, fault := range faults(t) {
 		t.Run(fault.name, func(t *testing.T) {
 			t.Parallel()
-			want := fault.want
+			bad := []string{fault.want}
 			for flow := range strings.SplitSeq(fault.broken, "") {
-				want += "\n" + flow + ": not ready, see above"
+				bad = append(bad, flow+": not ready, see above")
 			}
+			want := strings.Join(bad, "\n")
 			lines, err := fault.checked(t, nil)
 			if got := marked(lines, "✗"); got != want || err == nil ||
 				err.Error() != "check: not everything is in place" {
