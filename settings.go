@@ -269,7 +269,7 @@ func (c *config) settings() []setting {
 		{"CONFIRM", "confirm", yesNo, "false", parsed(&c.confirm, parseYesNo),
 			"true or false: whether the phone must confirm a scan", "“true”或“false”：扫码后是否须在手机上确认"},
 		{"FLOWS", "flows", open, "scan,auth", listedOnce(&c.flows, like(`scan|auth`)),
-			"scan, auth or both: the ways that the login page offers, in order", "登录页提供的方式 scan、auth，按顺序，逗号分隔"},
+			"scan, auth or both: the ways to log in, in order", "登录页提供的方式 scan、auth，按顺序，逗号分隔"},
 		{"SITE_NAME", "site-name", open, "", text(&c.siteName, `[^\p{Cc}]{0,40}`),
 			"what pages call the place to log in to, to 40 characters", "页面上显示的网站名称，至多 40 字；不设则为 PUBLIC_URL 的域名"},
 		{"ALLOWED_ORIGINS", "allowed-origins", open, "", listed(&c.allowedOrigins, parseOrigin),
