@@ -104,7 +104,8 @@ func check(ctx context.Context, args []string, getenv func(string) string, stdou
 		d.account(ctx)
 	} else {
 		d.report("access_token", "–",
-			"not tried, as WeChat does not answer: whether it gives access tokens and QR codes", "微信没有应答，未检查能否取得 access token 和二维码")
+			"not tried, as WeChat does not answer: whether it gives access tokens and QR codes",
+			"微信没有应答，未检查能否取得 access token 和二维码")
 	}
 	d.interfaceURL(ctx)
 	d.port()
@@ -132,7 +133,8 @@ func (d *doctor) clock(ctx context.Context) bool {
 			"%s 的应答没有时间：那是微信或其代理吗？", api)
 	case apart > 5*time.Minute || d.config.maxSkew > 0 && apart > d.config.maxSkew:
 		d.bad("clock", "A", "this computer's clock and WeChat's are %v apart: set it right "+
-			"(timedatectl set-ntp true); PUSH_MAX_SKEW bears %v", "本机时钟与微信相差 %v：请校准（timedatectl set-ntp true）；PUSH_MAX_SKEW 容许 %v",
+			"(timedatectl set-ntp true); PUSH_MAX_SKEW bears %v",
+			"本机时钟与微信相差 %v：请校准（timedatectl set-ntp true）；PUSH_MAX_SKEW 容许 %v",
 			apart.Round(time.Minute), d.config.maxSkew)
 	default:
 		d.report("clock", "✓", "this computer's clock agrees with WeChat's", "本机时钟与微信一致")
@@ -313,97 +315,3 @@ func (d *doctor) flows() {
 		d.report("flow_b", "✓", "B: ready, but only a phone can try the domain", "方式 B：就绪，但授权域名只能用手机验证")
 	}
 }
-
-const signUsage = `wxscan sign: print requests as WeChat makes them, as curl lines: the check of the
-interface URL and, for a ticket of flow A, the push that logs it in
-  -ticket           the ticket, with -openid
-  -openid           who is to be logged in
-  -event            scan (who follows the account already) or subscribe [scan]
-  -addr             ADDR, of a server on this computer [:8080]
-  -url              PUBLIC_URL, in place of -addr; also taken where TLS_CERT is set
-  -env              a file of lines NAME=value, for what the environment does not set
-By environment, as the server's: WECHAT_TOKEN, and WECHAT_AES_KEY with WECHAT_APPID.
-`
-
-const signUsageInChinese = `wxscan sign：以 curl 命令的形式打印微信会发来的请求：接口 URL 的验证，
-以及使方式 A 的某个 ticket 登录的推送
-  -ticket           ticket，与 -openid 同用
-  -openid           以谁的身份登录
-  -event            scan（已关注公众号）或 subscribe（扫码后关注）[scan]
-  -addr             即 ADDR，服务在本机的监听地址 [:8080]
-  -url              即 PUBLIC_URL，代替 -addr；设置了 TLS_CERT 时也用它
-  -env              设置文件，每行 NAME=value，用于环境变量中没有的设置
-环境变量须与服务相同：WECHAT_TOKEN，安全模式还有 WECHAT_AES_KEY 和 WECHAT_APPID。
-`
-
-// sign prints curl lines that the server takes for WeChat's: the check of the
-// interface URL and, for a ticket, the push that logs it in.
-func sign(args []string, getenv func(string) string, stdout io.Writer) error {
-	var c config
-	l := languageOf(getenv)
-	flags := flag.NewFlagSet("sign", flag.ContinueOnError)
-	ticket := flags.String("ticket", "", "")
-	openID := flags.String("openid", "", "")
-	event := flags.String("event", "scan", "")
-	settings := pick(c.settings(), "WECHAT_TOKEN", "WECHAT_AES_KEY", "WECHAT_APPID", "ADDR", "PUBLIC_URL", "TLS_CERT")
-	settings[len(settings)-1].flag = ""
-	values, err := valuesOf(settings, flags, args, getenv)
-	if errors.Is(err, flag.ErrHelp) {
-		printHelp(stdout, l, l.choose(signUsage, signUsageInChinese))
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	used := []string{"WECHAT_TOKEN", "WECHAT_AES_KEY", "ADDR"}
-	isPublic := values["TLS_CERT"] != ""
-	flags.Visit(func(f *flag.Flag) { isPublic = isPublic || f.Name == "url" })
-	if isPublic {
-		used[2] = "PUBLIC_URL"
-	}
-	if values["WECHAT_AES_KEY"] != "" {
-		used = append(used, "WECHAT_APPID") // what is sealed names it
-	}
-	var conflicts []string
-	eventKey := digest(*ticket).String()
-	switch *event = strings.ToLower(*event); *event {
-	case "scan":
-		*event = "SCAN"
-	case "subscribe":
-		eventKey = "qrscene_" + eventKey
-	default:
-		conflicts = append(conflicts, l.say("-event: must be scan or subscribe, got %q",
-			"-event：应为 scan 或 subscribe，实际为 %q", *event))
-	}
-	if (*ticket == "") != (*openID == "") {
-		conflicts = append(conflicts, l.say("-ticket, -openid: must both be given, or neither",
-			"-ticket、-openid：须同时给出，或都不给出"))
-	}
-	if err := take(pick(settings, used...), values, l, conflicts); err != nil {
-		return err
-	}
-	if !isPublic {
-		listening, err := net.ResolveTCPAddr("tcp", c.addr)
-		if err != nil {
-			return err
-		}
-		c.publicURL = fromHere(listening)
-	}
-	query := c.signedQuery()
-	query.Set("echostr", rand.Text())
-	fmt.Fprintf(stdout, "curl -sS -w '\\n' %s\n", shellQuoted(c.interfaceURL()+"?"+query.Encode()))
-	if *ticket == "" {
-		return nil
-	}
-	query, push, err := c.signedPush(*openID, *event, eventKey, "")
-	fmt.Fprintf(stdout, "curl -sS -w '\\n' %s -H 'Content-Type: text/xml' --data-binary %s\n",
-		shellQuoted(c.interfaceURL()+"?"+query.Encode()), shellQuoted(string(push)))
-	return err
-}
-
-// pick returns the settings of these names.
-func pick(settings []setting, names ...string) []setting {
-	return slices.DeleteFunc(slices.Clone(settings), func(s setting) bool { return !slices.Contains(names, s.env) })
-}
-
-func shellQuoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

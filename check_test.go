@@ -50,7 +50,8 @@ func (f *fault) checked(t *testing.T, args []string, more ...string) (lines []st
 	secured := strings.Replace(public, "http:", "https:", 1)
 	addresses := strings.NewReplacer("API", api, "PUBLIC", public, "HTTPS", secured)
 	settings := slices.Concat(more, f.settings, []string{"WECHAT_APPID=" + demoAppID, "WECHAT_APPSECRET=" + testSecret,
-		"WECHAT_TOKEN=" + testToken, "PUBLIC_URL=PUBLIC", "WECHAT_API_BASE=API/demo", "ADDR=" + strings.TrimPrefix(public, "http://")})
+		"WECHAT_TOKEN=" + testToken, "PUBLIC_URL=PUBLIC", "WECHAT_API_BASE=API/demo",
+		"ADDR=" + strings.TrimPrefix(public, "http://")})
 	getenv := func(name string) string {
 		value := only(settings...)(name)
 		if strings.HasSuffix(name, "URL") || strings.HasSuffix(name, "BASE") {
@@ -60,7 +61,8 @@ func (f *fault) checked(t *testing.T, args []string, more ...string) (lines []st
 	}
 	var out strings.Builder
 	err = run(t.Context(), append([]string{"check"}, args...), getenv, &out, io.Discard)
-	for _, secret := range []string{testSecret, testToken, docKey, w.stableToken(t), "gQH/", "anotherToken", "signature="} {
+	secrets := []string{testSecret, testToken, docKey, w.stableToken(t), "gQH/", "anotherToken", "signature="}
+	for _, secret := range secrets {
 		if strings.Contains(out.String(), secret) {
 			t.Errorf("check tells the secret %q: %s", secret, out.String())
 		}
@@ -112,8 +114,8 @@ const (
 		"get one that browsers accept (certbot, Caddy)"
 	webPage = " answers with a web page: a tunnel's warning (ngrok, localtunnel), which WeChat cannot click away, " +
 		"or another program"
-	notOurs = ": HTTP %d, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, to where it runs? " +
-		"Is it https there?"
+	notOurs = ": HTTP %d, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, " +
+		"to where it runs? Is it https there?"
 	portShut = "WeChat pushes to ports 80 and 443 of public addresses alone, and %s is none: flow A hears of no scan"
 	apart    = "this computer's clock and WeChat's are %s apart: set it right (timedatectl set-ntp true); " +
 		"PUSH_MAX_SKEW bears %s"
@@ -140,10 +142,13 @@ func faults(t *testing.T) []fault {
 			want: fmt.Sprintf(apart, "7m0s", "10m0s")},
 		{name: "the clock is fast for a strict setting", weChat: clock(-3 * time.Minute), broken: "A",
 			settings: []string{"PUSH_MAX_SKEW=2m"}, want: fmt.Sprintf(apart, "3m0s", "2m0s")},
-		{name: "no time", weChat: func(w http.ResponseWriter, r *http.Request) bool { w.Header()["Date"] = nil; return false },
-			want: "API does not tell the time: is that WeChat, or a proxy to it?"},
+		{name: "no time", weChat: func(w http.ResponseWriter, r *http.Request) bool {
+			w.Header()["Date"] = nil
+			return false
+		}, want: "API does not tell the time: is that WeChat, or a proxy to it?"},
 
-		{name: "WeChat: refused", settings: []string{"WECHAT_API_BASE=" + nobody}, broken: "AB", want: nobody + refused},
+		{name: "WeChat: refused", settings: []string{"WECHAT_API_BASE=" + nobody}, broken: "AB",
+			want: nobody + refused},
 		{name: "WeChat: hangs", weChat: func(w http.ResponseWriter, r *http.Request) bool { hang(w, r); return true },
 			broken: "AB", want: "API" + timeout},
 		{name: "WeChat: hangs at a call", weChat: func(w http.ResponseWriter, r *http.Request) bool {
@@ -171,8 +176,8 @@ func faults(t *testing.T) []fault {
 		{name: "IPv6", weChat: refusing("token", 40164, "invalid ip 2001:db8::7, not in whitelist"), broken: "A",
 			want: fmt.Sprintf(addIP, "2001:db8::7")},
 		{name: "IP untold", weChat: refusing("token", 89503, "confirm"), broken: "A",
-			want: "errcode 89503: add this server's IP, which the errmsg names, to the account's IP whitelist (IP白名单); " +
-				"flow B works without"},
+			want: "errcode 89503: add this server's IP, which the errmsg names, to the account's IP whitelist " +
+				"(IP白名单); flow B works without"},
 		{name: "quota", weChat: refusing("token", 45009, "reach max api daily quota limit"), broken: "A",
 			want: "errcode 45009: today's quota of this call is used up; it comes back at midnight in Beijing"},
 		{name: "pace", weChat: refusing("token", 45011, "api minute-quota reach limit"), broken: "A",
@@ -185,23 +190,27 @@ func faults(t *testing.T) []fault {
 			want: "errcode 40001: WeChat refuses every access token: does another program fetch them for this appid " +
 				"with /cgi-bin/token?"},
 
-		{name: "DNS", settings: []string{"PUBLIC_URL=http://" + unknown}, broken: "AB", want: "http://" + unknown + noName},
+		{name: "DNS", settings: []string{"PUBLIC_URL=http://" + unknown}, broken: "AB",
+			want: "http://" + unknown + noName},
 		{name: "not running", settings: []string{"PUBLIC_URL=" + nobody}, broken: "AB", want: nobody + refused},
 		{name: "hangs", server: hang, broken: "AB", want: "PUBLIC" + timeout},
-		{name: "breaks off", server: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, broken: "AB",
-			want: "PUBLIC" + fmt.Sprintf(unusable, "EOF")},
+		{name: "breaks off", broken: "AB",
+			server: func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+			want:   "PUBLIC" + fmt.Sprintf(unusable, "EOF")},
 		{name: "https to http", settings: []string{"PUBLIC_URL=HTTPS"}, broken: "AB",
 			want: "HTTPS" + fmt.Sprintf(unusable, "http: server gave HTTP response to HTTPS client")},
 		{name: "http to https", settings: []string{"PUBLIC_URL=" + plain}, broken: "AB",
 			want: plain + fmt.Sprintf(notOurs, 400)},
-		{name: "self-signed", settings: []string{"PUBLIC_URL=" + secured.URL}, broken: "AB", want: secured.URL + badCert},
+		{name: "self-signed", settings: []string{"PUBLIC_URL=" + secured.URL}, broken: "AB",
+			want: secured.URL + badCert},
 		{name: "redirect", server: func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://user:hush@login.example.com"+r.URL.RequestURI(), http.StatusMovedPermanently)
 		}, broken: "AB", want: `PUBLIC redirects to "https://login.example.com/wechat/message", ` +
 			"and WeChat does not follow: make PUBLIC_URL the address that answers itself"},
 		{name: "interstitial, for browsers", server: func(w http.ResponseWriter, r *http.Request) {
 			if strings.HasPrefix(r.UserAgent(), "Mozilla/") {
-				page(200, "text/html", "<!doctype html>You are about to visit", "Ngrok-Error-Code", "ERR_NGROK_6024")(w, r)
+				page(200, "text/html", "<!doctype html>You are about to visit",
+					"Ngrok-Error-Code", "ERR_NGROK_6024")(w, r)
 			}
 		}, broken: "AB", want: "PUBLIC" + webPage},
 		{name: "another interstitial", server: page(511, "text/html; charset=utf-8", "<html>"), broken: "AB",
@@ -220,8 +229,9 @@ func faults(t *testing.T) []fault {
 			settings: []string{"WECHAT_API_BASE=https://" + unknown, "PUBLIC_URL=http://" + unknown + ":8080"},
 			want: "https://" + unknown + noName + "\nhttp://" + unknown + ":8080" + noName +
 				"\n" + fmt.Sprintf(portShut, "http://"+unknown+":8080")},
-		{name: "an address that WeChat does not know", settings: []string{"WECHAT_API_BASE=https://" + unknown}, broken: "AB",
-			want: "https://" + unknown + noName + "\n" + fmt.Sprintf(portShut, "PUBLIC")},
+		{name: "an address that WeChat does not know", broken: "AB",
+			settings: []string{"WECHAT_API_BASE=https://" + unknown},
+			want:     "https://" + unknown + noName + "\n" + fmt.Sprintf(portShut, "PUBLIC")},
 	}
 }
 
@@ -242,12 +252,14 @@ func TestCheckSaysWhatIsWrongInBothLanguages(t *testing.T) {
 	for _, fault := range faults(t) {
 		t.Run(fault.name, func(t *testing.T) {
 			t.Parallel()
-			want := fault.want
+			bad := []string{fault.want}
 			for flow := range strings.SplitSeq(fault.broken, "") {
-				want += "\n" + flow + ": not ready, see above"
+				bad = append(bad, flow+": not ready, see above")
 			}
+			want := strings.Join(bad, "\n")
 			lines, err := fault.checked(t, nil)
-			if got := marked(lines, "✗"); got != want || err == nil || err.Error() != "check: not everything is in place" {
+			if got := marked(lines, "✗"); got != want || err == nil ||
+				err.Error() != "check: not everything is in place" {
 				t.Errorf("got\n%s\nwant\n%s\n%v", got, want, err)
 			}
 			if strings.Contains(fault.name, "hangs") {
@@ -255,7 +267,8 @@ func TestCheckSaysWhatIsWrongInBothLanguages(t *testing.T) {
 			}
 			chinese, _ := fault.checked(t, nil, "LANG=zh_CN.UTF-8")
 			for i, line := range chinese {
-				if len(chinese) != len(lines) || line == lines[i] || !strings.ContainsFunc(line, isHan) || strings.Contains(line, "%!") {
+				if len(chinese) != len(lines) || line == lines[i] || !strings.ContainsFunc(line, isHan) ||
+					strings.Contains(line, "%!") {
 					t.Errorf("in Chinese: %s", strings.Join(chinese, "\n"))
 				}
 			}
@@ -298,7 +311,8 @@ func TestCheckOfAGoodSetUp(t *testing.T) {
 	sealed := fault{settings: []string{"WECHAT_AES_KEY=" + docKey}}
 	want := []string{
 		"✓ the settings are complete and well-formed", "✓ this computer's clock agrees with WeChat's",
-		"✓ WeChat gives an access token for this appid and appsecret", "✓ WeChat makes QR codes for this account (flow A)",
+		"✓ WeChat gives an access token for this appid and appsecret",
+		"✓ WeChat makes QR codes for this account (flow A)",
 		"✓ PUBLIC answers WeChat's check of the interface URL",
 		"→ to enter as the interface URL (接口配置信息 URL): PUBLIC/wechat/message ; as its Token: the value of WECHAT_TOKEN",
 		"→ to choose and enter there: safe mode (安全模式), as EncodingAESKey the value of WECHAT_AES_KEY",
@@ -403,9 +417,11 @@ func TestSignedLinesGoToTheServer(t *testing.T) {
 
 func TestSignSaysWhatIsWrong(t *testing.T) {
 	for _, test := range []struct{ env, args, want string }{
-		{"WECHAT_TOKEN=", "", "WECHAT_TOKEN: must be 3 to 32 letters and digits that you make up, as in 接口配置信息, but is not set"},
-		{"WECHAT_AES_KEY=short", "", "WECHAT_AES_KEY: must be the EncodingAESKey: 43 letters and digits; unset: plain mode, " +
-			"got something else, which is not shown here"},
+		{"WECHAT_TOKEN=", "",
+			"WECHAT_TOKEN: must be 3 to 32 letters and digits that you make up, as in 接口配置信息, but is not set"},
+		{"WECHAT_AES_KEY=short", "",
+			"WECHAT_AES_KEY: must be the EncodingAESKey: 43 letters and digits; unset: plain mode, " +
+				"got something else, which is not shown here"},
 		{"WECHAT_APPID=;WECHAT_AES_KEY=" + docKey, "",
 			"WECHAT_APPID: must be the appID on the account's page: wx, then letters and digits, but is not set"},
 		{"TLS_CERT=cert.pem;PUBLIC_URL=", "",
@@ -472,7 +488,8 @@ func TestCommandsOfTheProgram(t *testing.T) {
 		t.Errorf("check of a fault: %d %s%s", code, out, errs)
 	}
 	program(t, "curl", "curl")
-	for flags, server := range map[string]string{"": "", "-event subscribe": "TLS_CERT=cert.pem", "-url " + base: "ADDR=:1"} {
+	for flags, server := range map[string]string{
+		"": "", "-event subscribe": "TLS_CERT=cert.pem", "-url " + base: "ADDR=:1"} {
 		qr := begun(t, base, "getloginqr")
 		out, errs, code := execute(`wxscan sign -ticket "$T" -openid o123 `+flags+` | sh`, server, "T="+qr.Ticket)
 		if code != 0 || !strings.Contains(out, "<xml>") {
@@ -497,7 +514,8 @@ func TestCommandsOfTheProgram(t *testing.T) {
 func TestEachCommandSaysWhatItTakes(t *testing.T) {
 	all := []string{"PUBLIC_URL", "TICKET_TTL", "WECHAT_TOKEN", "SESSION_SECRET", "-env", "-demo", "-confirm"}
 	for args, want := range map[string][]string{
-		"-h": append(all, "-version"), "help": append(all, "wxscan check"), "-demo -h": all, "check -h": append(all, "-json"),
+		"-h": append(all, "-version"), "help": append(all, "wxscan check"), "-demo -h": all,
+		"check -h":    append(all, "-json"),
 		"sign --help": {"-ticket", "-openid", "-event", "-addr", "-url", "-env", "WECHAT_TOKEN", "WECHAT_AES_KEY"},
 	} {
 		for language, readme := range map[string]string{"en_GB.UTF-8": "README.md", "zh_CN.UTF-8": "README.zh-CN.md"} {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -49,10 +48,7 @@ type grant struct {
 	virtual bool   // code: of a snapshot page's user
 }
 
-const (
-	maxGrants   = 100_000         // bounds the memory of a simulator that strangers can reach
-	pushTimeout = 5 * time.Second // WeChat's patience with us
-)
+const maxGrants = 100_000 // bounds the memory of a simulator that strangers can reach
 
 // newDemo returns the simulator of the account that config is of.
 func newDemo(config config, client *http.Client, tickets *store) *demo {
@@ -374,24 +370,4 @@ func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string)
 		err = decodeXML(body, &reply)
 	}
 	return reply.Content, err
-}
-
-// sendAsWeChat makes a request as WeChat does: with 5 seconds of patience, and
-// with a User-Agent by which some tunnels take it for a browser. The error is
-// free of the URL.
-func sendAsWeChat(ctx context.Context, client *http.Client, method, target string, body []byte) (*http.Response, []byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, pushTimeout)
-	defer cancel()
-	var resp *http.Response
-	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
-	if err == nil {
-		req.Header.Set("User-Agent", "Mozilla/4.0")
-		resp, err = client.Do(req)
-	}
-	if err != nil {
-		return nil, nil, withoutURL(err)
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	return resp, answer, err
 }

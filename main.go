@@ -12,7 +12,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -27,6 +26,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -170,6 +170,83 @@ func adviseOperator(c *config, log *slog.Logger) {
 	}
 }
 
+// valuesOf returns what the settings are given, by the names of the environment.
+func valuesOf(settings []setting, flags *flag.FlagSet, args []string, getenv func(string) string) (
+	map[string]string, error) {
+	l, values := languageOf(getenv), make(map[string]string)
+	flags.SetOutput(io.Discard)
+	file := flags.String("env", "", "")
+	for _, s := range settings {
+		set := func(value string) error { values[s.env] = value; return nil }
+		if s.kind == yesNo {
+			flags.BoolFunc(s.flag, "", set)
+		} else if s.flag != "" {
+			flags.Func(s.flag, "", set)
+		}
+	}
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil, err
+	} else if err != nil {
+		return nil, badFlag(flags, args, l)
+	}
+	if flags.NArg() > 0 {
+		return nil, errors.New(l.say("unknown argument %q: a command goes first, and a flag begins with -",
+			"未知参数 %q：命令应写在最前，选项以 - 开头", flags.Arg(0)))
+	}
+	fromFile, err := readEnv(*file, l)
+	for _, s := range settings {
+		if _, byFlag := values[s.env]; !byFlag {
+			values[s.env] = cmp.Or(getenv(s.env), fromFile[s.env])
+		}
+	}
+	return values, err
+}
+
+// badFlag says what flags.Parse has against the last flag that it has read.
+func badFlag(flags *flag.FlagSet, args []string, l language) error {
+	word := args[max(0, len(args)-flags.NArg()-1)]
+	name, _, _ := strings.Cut(strings.TrimLeft(word, "-"), "=") // after which could be a secret
+	if flags.Lookup(name) != nil {
+		return errors.New(l.say("flag -%s: its value is missing or malformed", "选项 -%s：缺少值或值格式不对", name))
+	}
+	var known []string
+	flags.VisitAll(func(f *flag.Flag) { known = append(known, "-"+f.Name) })
+	return errors.New(l.say("unknown flag -%s: there are %s", "未知选项 -%s，可用的有 %s", name, strings.Join(known, " ")))
+}
+
+// readEnv reads a file of lines NAME=value, as systemd's EnvironmentFile; no file
+// has none. What systemd would pass over or unescape is an error: export, other
+// lines without a NAME=, backslashes outside of single quotes.
+func readEnv(file string, l language) (map[string]string, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, errors.New(l.say("-env: there is no file %q", "-env：文件 %q 不存在", file))
+	case err != nil:
+		return nil, errors.New(l.say("-env: cannot read %q: %q", "-env：无法读取 %q：%q", file, err))
+	}
+	line := regexp.MustCompile(`^([A-Za-z_]\w*)=\s*(?:"([^"\\]*)"|'([^']*)'|([^"'\\][^\\]*)?)$`)
+	values, number := make(map[string]string), 0
+	for text := range strings.SplitSeq(string(text), "\n") {
+		number++
+		text = strings.TrimSpace(text)
+		if text == "" || text[0] == '#' || text[0] == ';' {
+			continue
+		}
+		parts := line.FindStringSubmatch(text)
+		if parts == nil { // which may be a secret
+			return nil, errors.New(l.say(
+				"%s, line %d: must be NAME=value, without export, and without a backslash except in single quotes",
+				"%s 第 %d 行：应为 NAME=value，不带 export；单引号之外不能有反斜杠", file, number))
+		}
+		values[parts[1]] = parts[2] + parts[3] + parts[4]
+	}
+	return values, nil
+}
+
 // listen opens the listen address, with https if there is a certificate.
 func listen(c *config, l language) (net.Listener, error) {
 	if c.tlsCert != "" {
@@ -251,83 +328,4 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, log
 	}
 	<-failed
 	return nil
-}
-
-// errorLog returns what takes the lines of net/http.
-func errorLog(log *slog.Logger) *stdlog.Logger {
-	return slog.NewLogLogger(limited{log.Handler(), newLimiter(60)}, slog.LevelWarn)
-}
-
-// A limited handler passes on as many lines as its limiter allows. Strangers cause
-// most lines of net/http, such as those of bad TLS handshakes.
-type limited struct {
-	slog.Handler
-	logLimit *limiter
-}
-
-func (h limited) Handle(ctx context.Context, r slog.Record) error {
-	if h.logLimit.pass(one("")) > 0 {
-		return nil
-	}
-	return h.Handler.Handle(ctx, r)
-}
-
-// newLog returns a log of the format text or json. A message or an
-// error may have what a stranger has sent: 300 characters of it are enough.
-func newLog(w io.Writer, level slog.Level, format string) *slog.Logger {
-	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == "err" || a.Key == slog.MessageKey {
-			a.Value = slog.StringValue(fmt.Sprintf("%.300s", a.Value))
-		}
-		return a
-	}}
-	if format == "json" {
-		return slog.New(slog.NewJSONHandler(w, options))
-	}
-	return slog.New(slog.NewTextHandler(w, options))
-}
-
-// A lineWriter writes the lines of the log in a goroutine of its own: nobody's
-// login waits for a terminal that is being scrolled, or a pipe that nobody reads.
-type lineWriter struct {
-	lines   chan []byte
-	ended   chan struct{} // closed by end
-	written chan struct{} // closed once nothing more is written
-}
-
-func newLineWriter(w io.Writer) *lineWriter {
-	l := &lineWriter{make(chan []byte, 1000), make(chan struct{}), make(chan struct{})}
-	go func() { // until end
-		defer close(l.written)
-		for {
-			select {
-			case line := <-l.lines:
-				w.Write(line)
-			case <-l.ended:
-				for len(l.lines) > 0 {
-					w.Write(<-l.lines)
-				}
-				return
-			}
-		}
-	}()
-	return l
-}
-
-// Write drops the line when too many wait already.
-func (l *lineWriter) Write(line []byte) (int, error) {
-	select {
-	case l.lines <- bytes.Clone(line):
-	default:
-	}
-	return len(line), nil
-}
-
-// end writes what waits, for a second at most.
-func (l *lineWriter) end() {
-	close(l.ended)
-	select {
-	case <-l.written:
-	case <-time.After(time.Second):
-	}
 }

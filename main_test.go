@@ -32,7 +32,8 @@ import (
 )
 
 // start runs wxscan and returns its URL, once it listens. stop ends it.
-func start(t *testing.T, getenv func(string) string, args ...string) (url string, logged *syncBuffer, stop func() error) {
+func start(t *testing.T, getenv func(string) string, args ...string) (
+	url string, logged *syncBuffer, stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended, logged := make(chan error, 1), new(syncBuffer)
@@ -93,7 +94,8 @@ func begun(t testing.TB, base, begin string) (qr qrAnswer) {
 
 func scanned(t testing.TB, base, ticket, openID string) {
 	t.Helper()
-	if status := fetchJSON(t, "POST", base+"/demo/scan?openid="+openID+"&ticket="+url.QueryEscape(ticket), nil); status != http.StatusOK {
+	scan := base + "/demo/scan?openid=" + openID + "&ticket=" + url.QueryEscape(ticket)
+	if status := fetchJSON(t, "POST", scan, nil); status != http.StatusOK {
 		t.Errorf("the scan is answered %d", status)
 	}
 }
@@ -118,7 +120,8 @@ func TestEndToEnd(t *testing.T) {
 	for _, test := range []struct{ addr, public, aesKey string }{
 		{"127.0.0.1:0", "", ""}, {"127.0.0.1:0", "", docKey}, {":0", "http://192.168.7.7:8080", ""},
 	} {
-		base, logged, stop := start(t, only("PUBLIC_URL="+test.public, "WECHAT_AES_KEY="+test.aesKey), "-demo", "-addr", test.addr)
+		getenv := only("PUBLIC_URL="+test.public, "WECHAT_AES_KEY="+test.aesKey)
+		base, logged, stop := start(t, getenv, "-demo", "-addr", test.addr)
 		base = "http://127.0.0.1" + base[strings.LastIndex(base, ":"):]
 		for _, begin := range []string{"getloginqr", "getauthqr"} {
 			qr := begun(t, base, begin)
@@ -320,12 +323,15 @@ func TestDrippingClientsAreCutWithin30Seconds(t *testing.T) {
 		long := strings.Repeat("x", 300)
 		var wg sync.WaitGroup
 		for name, request := range map[string][2]string{
-			"header":         {"GET / HTTP/1.1\r\nHost: x\r\nX: ", long},
-			"nothing":        {"", long},
-			"push":           {"POST /wechat/message?" + w.signed() + " HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", long},
+			"header":  {"GET / HTTP/1.1\r\nHost: x\r\nX: ", long},
+			"nothing": {"", long},
+			"push": {"POST /wechat/message?" + w.signed() + " HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
+				long},
 			"body of a page": {"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", long},
-			"body of a poll": {"GET /wechat/checklogin?wait=30&ticket=" + qr.Ticket + " HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", long},
-			"endless chunks": {"POST /wechat/message?" + w.signed() + " HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\n", long},
+			"body of a poll": {"GET /wechat/checklogin?wait=30&ticket=" + qr.Ticket +
+				" HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n", long},
+			"endless chunks": {"POST /wechat/message?" + w.signed() +
+				" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\n", long},
 		} {
 			for range 100 {
 				wg.Go(func() {
@@ -355,7 +361,8 @@ func TestParkedPollIsNotCut(t *testing.T) {
 		conn, start := l.dial(), time.Now()
 		defer conn.Close()
 		left := 300 * time.Second
-		for _, wait := range []string{"30", "99999999999999999999", "-1000", "-9223372037", "30"} { // on one connection, which a proxy may share among browsers
+		// On one connection, which a proxy may share among browsers.
+		for _, wait := range []string{"30", "99999999999999999999", "-1000", "-9223372037", "30"} {
 			fmt.Fprintf(conn, "GET /wechat/checklogin?wait=%s&ticket=%s HTTP/1.1\r\nHost: x\r\n\r\n", wait, qr.Ticket)
 			want := maxWait * time.Second
 			if wait[0] == '-' {
@@ -364,7 +371,9 @@ func TestParkedPollIsNotCut(t *testing.T) {
 			left -= want
 			answer := make([]byte, 4096)
 			n, err := conn.Read(answer)
-			if took := time.Since(start); err != nil || took != want || !strings.Contains(string(answer[:n]), fmt.Sprintf(`"status":"pending","expiresIn":%d`, ceil(left))) {
+			pending := fmt.Sprintf(`"status":"pending","expiresIn":%d`, ceil(left))
+			took := time.Since(start)
+			if err != nil || took != want || !strings.Contains(string(answer[:n]), pending) {
 				t.Fatalf("%q, %v after %v", answer[:n], err, took)
 			}
 			start = time.Now()
@@ -376,10 +385,12 @@ func TestGarbageOnTheWireHarmsNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, l := inMemory(t)
 		for name, bytes := range map[string]string{
-			"binary":              "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x00\xff\r\n\r\n",
-			"NULs":                strings.Repeat("\x00", 5000) + "\r\n\r\n",
-			"two lengths":         "POST /wechat/message HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-			"obscured chunks":     "POST /wechat/message HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+			"binary": "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x00\xff\r\n\r\n",
+			"NULs":   strings.Repeat("\x00", 5000) + "\r\n\r\n",
+			"two lengths": "POST /wechat/message HTTP/1.1\r\nHost: x\r\n" +
+				"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+			"obscured chunks": "POST /wechat/message HTTP/1.1\r\nHost: x\r\n" +
+				"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
 			"negative length":     "POST /wechat/message HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
 			"40 KiB of header":    "GET / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 40<<10) + "\r\n\r\n",
 			"40 KiB of path":      "GET /" + strings.Repeat("x", 40<<10) + " HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -391,7 +402,8 @@ func TestGarbageOnTheWireHarmsNobody(t *testing.T) {
 			go io.WriteString(conn, bytes)
 			answer, _ := io.ReadAll(conn)
 			status, _, _ := strings.Cut(strings.TrimPrefix(string(answer), "HTTP/1.1 "), " ")
-			if !slices.Contains([]string{"400", "403", "431", "501"}, status) || strings.Contains(name, "KiB") && status != "431" {
+			if !slices.Contains([]string{"400", "403", "431", "501"}, status) ||
+				strings.Contains(name, "KiB") && status != "431" {
 				t.Errorf("%s: %.80q", name, answer)
 			}
 			if strings.Count(string(answer), "HTTP/1.1 ") > 1 {
@@ -426,7 +438,8 @@ func TestParallelLoginsDoNotCross(t *testing.T) {
 			})
 			wait := []string{"", "&wait=25"}[i/2%2]
 			for answer := (pollAnswer{}); !answer.Login; {
-				if _, err := ask(client, "GET", base+"/wechat/checklogin?ticket="+ticket+wait, &answer); err != nil || answer.Login && answer.OpenID != openID || answer.Status == statusExpired {
+				_, err := ask(client, "GET", base+"/wechat/checklogin?ticket="+ticket+wait, &answer)
+				if err != nil || answer.Login && answer.OpenID != openID || answer.Status == statusExpired {
 					t.Errorf("%s: %+v, %v", openID, answer, err)
 					return
 				}
@@ -456,7 +469,8 @@ func memoryOf(t *testing.T, pid int) (peak, now int) {
 func selfSigned(t *testing.T, certFile, keyFile string, serial int64) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
 	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	must(t, err)
 	der, err := x509.MarshalPKCS8PrivateKey(key)
@@ -537,7 +551,8 @@ func TestParkedPollIsNotCutOverHTTP2(t *testing.T) {
 		defer func() { cancel(); must(t, <-ended); transport.CloseIdleConnections() }()
 		qr, begun := w.begin(t, "getauthqr"), time.Now()
 		var answer pollAnswer
-		client, poll := &http.Client{Transport: transport}, "https://wx.test/wechat/checklogin?wait=30&ticket="+qr.Ticket
+		client := &http.Client{Transport: transport}
+		poll := "https://wx.test/wechat/checklogin?wait=30&ticket=" + qr.Ticket
 		_, err := ask(client, "GET", poll, &answer)
 		if took := time.Since(begun); err != nil || answer.Status != statusPending || took != maxWait*time.Second {
 			t.Errorf("%+v, %v after %v", answer, err, took)
@@ -612,7 +627,8 @@ func TestStartSaysWhyItCannotListen(t *testing.T) {
 
 func TestStartSaysHowToListenOnAForbiddenPort(t *testing.T) {
 	err := cannotListen(&net.OpError{Op: "listen", Err: os.NewSyscallError("bind", syscall.EACCES)}, ":80", false)
-	if want := "ADDR (-addr): this user may not listen on :80: choose a port from 1024"; !strings.HasPrefix(err.Error(), want) {
+	const want = "ADDR (-addr): this user may not listen on :80: choose a port from 1024"
+	if !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("%v, want %s", err, want)
 	}
 }
@@ -660,7 +676,8 @@ func TestStrangersFillTheLogWithSixtyShortLinesAMinute(t *testing.T) {
 func TestLogAsJSONAtALevel(t *testing.T) {
 	_, logged, _ := start(t, with("LOG_FORMAT=json"), "-addr", "127.0.0.1:0")
 	var line struct{ Msg, Level string }
-	if err := json.Unmarshal([]byte(strings.SplitN(logged.String(), "\n", 2)[0]), &line); err != nil || line.Msg != "listening" {
+	first, _, _ := strings.Cut(logged.String(), "\n")
+	if err := json.Unmarshal([]byte(first), &line); err != nil || line.Msg != "listening" {
 		t.Errorf("%v in %s", err, logged)
 	}
 }
@@ -668,7 +685,8 @@ func TestLogAsJSONAtALevel(t *testing.T) {
 func TestNothingOfTheSimulatorWithoutDemo(t *testing.T) {
 	base, _, _ := start(t, with(), "-addr", "127.0.0.1:0")
 	qr := begun(t, base, "getauthqr")
-	for _, path := range []string{"/demo/avatar.svg", "/demo/q/x", "/demo/scan?openid=mallory&ticket=" + qr.Ticket, "/demo/cgi-bin/token"} {
+	for _, path := range []string{"/demo/avatar.svg", "/demo/q/x",
+		"/demo/scan?openid=mallory&ticket=" + qr.Ticket, "/demo/cgi-bin/token"} {
 		for _, method := range []string{"GET", "POST"} {
 			if status := fetchJSON(t, method, base+path, nil); status != 404 {
 				t.Errorf("%s %s: %d", method, path, status)

@@ -346,3 +346,27 @@ func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values,
 	}
 	return query, message, err
 }
+
+// pushTimeout is WeChat's patience with us.
+const pushTimeout = 5 * time.Second
+
+// sendAsWeChat makes a request as WeChat does: with 5 seconds of patience, and
+// with a User-Agent by which some tunnels take it for a browser. The error is
+// free of the URL.
+func sendAsWeChat(ctx context.Context, client *http.Client, method, target string, body []byte) (
+	*http.Response, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, pushTimeout)
+	defer cancel()
+	var resp *http.Response
+	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
+	if err == nil {
+		req.Header.Set("User-Agent", "Mozilla/4.0")
+		resp, err = client.Do(req)
+	}
+	if err != nil {
+		return nil, nil, withoutURL(err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	return resp, answer, err
+}

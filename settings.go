@@ -8,14 +8,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"math"
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -271,7 +269,7 @@ func (c *config) settings() []setting {
 		{"CONFIRM", "confirm", yesNo, "false", parsed(&c.confirm, parseYesNo),
 			"true or false: whether the phone must confirm a scan", "“true”或“false”：扫码后是否须在手机上确认"},
 		{"FLOWS", "flows", open, "scan,auth", listedOnce(&c.flows, like(`scan|auth`)),
-			"scan, auth or both: the ways that the login page offers, in order", "登录页提供的方式 scan、auth，按顺序，逗号分隔"},
+			"scan, auth or both: the ways to log in, in order", "登录页提供的方式 scan、auth，按顺序，逗号分隔"},
 		{"SITE_NAME", "site-name", open, "", text(&c.siteName, `[^\p{Cc}]{0,40}`),
 			"what pages call the place to log in to, to 40 characters", "页面上显示的网站名称，至多 40 字；不设则为 PUBLIC_URL 的域名"},
 		{"ALLOWED_ORIGINS", "allowed-origins", open, "", listed(&c.allowedOrigins, parseOrigin),
@@ -361,83 +359,6 @@ func take(settings []setting, values map[string]string, l language, conflicts []
 		return &wrong
 	}
 	return nil
-}
-
-// valuesOf returns what the settings are given, by the names of the environment.
-func valuesOf(settings []setting, flags *flag.FlagSet, args []string, getenv func(string) string) (
-	map[string]string, error) {
-	l, values := languageOf(getenv), make(map[string]string)
-	flags.SetOutput(io.Discard)
-	file := flags.String("env", "", "")
-	for _, s := range settings {
-		set := func(value string) error { values[s.env] = value; return nil }
-		if s.kind == yesNo {
-			flags.BoolFunc(s.flag, "", set)
-		} else if s.flag != "" {
-			flags.Func(s.flag, "", set)
-		}
-	}
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-		return nil, err
-	} else if err != nil {
-		return nil, badFlag(flags, args, l)
-	}
-	if flags.NArg() > 0 {
-		return nil, errors.New(l.say("unknown argument %q: a command goes first, and a flag begins with -",
-			"未知参数 %q：命令应写在最前，选项以 - 开头", flags.Arg(0)))
-	}
-	fromFile, err := readEnv(*file, l)
-	for _, s := range settings {
-		if _, byFlag := values[s.env]; !byFlag {
-			values[s.env] = cmp.Or(getenv(s.env), fromFile[s.env])
-		}
-	}
-	return values, err
-}
-
-// badFlag says what flags.Parse has against the last flag that it has read.
-func badFlag(flags *flag.FlagSet, args []string, l language) error {
-	word := args[max(0, len(args)-flags.NArg()-1)]
-	name, _, _ := strings.Cut(strings.TrimLeft(word, "-"), "=") // after which could be a secret
-	if flags.Lookup(name) != nil {
-		return errors.New(l.say("flag -%s: its value is missing or malformed", "选项 -%s：缺少值或值格式不对", name))
-	}
-	var known []string
-	flags.VisitAll(func(f *flag.Flag) { known = append(known, "-"+f.Name) })
-	return errors.New(l.say("unknown flag -%s: there are %s", "未知选项 -%s，可用的有 %s", name, strings.Join(known, " ")))
-}
-
-// readEnv reads a file of lines NAME=value, as systemd's EnvironmentFile; no file
-// has none. What systemd would pass over or unescape is an error: export, other
-// lines without a NAME=, backslashes outside of single quotes.
-func readEnv(file string, l language) (map[string]string, error) {
-	if file == "" {
-		return nil, nil
-	}
-	text, err := os.ReadFile(file)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, errors.New(l.say("-env: there is no file %q", "-env：文件 %q 不存在", file))
-	case err != nil:
-		return nil, errors.New(l.say("-env: cannot read %q: %q", "-env：无法读取 %q：%q", file, err))
-	}
-	line := regexp.MustCompile(`^([A-Za-z_]\w*)=\s*(?:"([^"\\]*)"|'([^']*)'|([^"'\\][^\\]*)?)$`)
-	values, number := make(map[string]string), 0
-	for text := range strings.SplitSeq(string(text), "\n") {
-		number++
-		text = strings.TrimSpace(text)
-		if text == "" || text[0] == '#' || text[0] == ';' {
-			continue
-		}
-		parts := line.FindStringSubmatch(text)
-		if parts == nil { // which may be a secret
-			return nil, errors.New(l.say(
-				"%s, line %d: must be NAME=value, without export, and without a backslash except in single quotes",
-				"%s 第 %d 行：应为 NAME=value，不带 export；单引号之外不能有反斜杠", file, number))
-		}
-		values[parts[1]] = parts[2] + parts[3] + parts[4]
-	}
-	return values, nil
 }
 
 // printHelp prints a help, with the end that each has.

