@@ -4,7 +4,8 @@
 //
 //	load floor ADDR        a bare net/http handler that answers a poll's bytes
 //	load tickets N URL     ask for N tickets of flow B
-//	load park N URL        park N polls, print "parked", keep them until stdin ends
+//	load park N URL        park N polls, 8 on a ticket and 200 from an address, print "parked",
+//	                       keep them until stdin ends
 //	load scan N URL        N logins by flow A: print the median and the 99th
 //	                       percentile from the scan's request to the browser's answer, in ms
 //	load push N PID URL    N signed SCAN pushes: print how many per second of PID's CPU
@@ -16,6 +17,8 @@ import (
 	"bufio"
 	"crypto/rand"
 	"crypto/sha1"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -114,20 +117,27 @@ func tickets(n int, base string) error {
 	})
 }
 
-func park(n int, target string) error {
-	u, err := url.Parse(target)
+func park(n int, base string) error {
+	u, err := url.Parse(base)
 	if err != nil {
 		return err
 	}
 	pid := os.Getpid()
+	var qr struct{ Ticket string }
 	for i := range n { // from addresses of its own: one has 28,000 ports, and those of the last run are not free yet
+		if i%8 == 0 {
+			if err := ask("GET", base+"/wechat/getauthqr", &qr); err != nil {
+				return err
+			}
+		}
 		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, byte(pid>>8), byte(pid), byte(2+i/10000))}}
 		conn, err := dialer.Dial("tcp", u.Host)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", u.RequestURI())
+		fmt.Fprintf(conn, "GET /wechat/checklogin?wait=30&ticket=%s HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 198.51.%d.%d\r\n\r\n",
+			qr.Ticket, i/200/200, i/200%200)
 	}
 	time.Sleep(time.Second)
 	fmt.Println("parked")
@@ -184,8 +194,10 @@ func push(n int, pid, base string) error {
 			query := url.Values{"timestamp": {parts[1]}, "nonce": {parts[2]}}
 			slices.Sort(parts)
 			query.Set("signature", fmt.Sprintf("%x", sha1.Sum([]byte(strings.Join(parts, "")))))
+			scene := sha256.Sum256([]byte(ticket))
 			body := "<xml><ToUserName><![CDATA[gh_0123456789ab]]></ToUserName><FromUserName><![CDATA[o9AgO5Kd5ggOC-bXrbNODIiE3bGY]]></FromUserName><CreateTime>1714112445</CreateTime>" +
-				"<MsgType><![CDATA[event]]></MsgType><Event><![CDATA[SCAN]]></Event><EventKey><![CDATA[scene]]></EventKey><Ticket><![CDATA[" + ticket + "]]></Ticket></xml>"
+				"<MsgType><![CDATA[event]]></MsgType><Event><![CDATA[SCAN]]></Event><EventKey><![CDATA[" +
+				hex.EncodeToString(scene[:16]) + "]]></EventKey><Ticket><![CDATA[gQH47joAAA==]]></Ticket></xml>"
 			fmt.Fprintf(conn, "POST /wechat/message?%s HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: %d\r\n\r\n%s", query.Encode(), len(body), body)
 			reply, err := answer(in)
 			if err != nil {

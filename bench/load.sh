@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A load run of the real binary over loopback: prints the numbers of docs/performance.md.
 # For rates the server has one core and the load another; memory is as it comes.
-# Takes some four minutes; needs wrk (apt-get install wrk) and two cores.
+# Takes some five minutes; needs wrk, redis-server (apt-get install wrk redis-server)
+# and two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=$(mktemp -d)
@@ -13,7 +14,7 @@ floor=127.0.0.1:7101 server=127.0.0.1:7102 # bare net/http, and wxscan
 
 start() { # ADDR [pinned]: sets PID
   if [ "$1" = $floor ]; then set -- "${2:-}" "$dir/load" floor "$1"; else
-    set -- "${2:-}" "$dir/wxscan" -demo -addr "$1" -ttl 1h -max-tickets 2000000 -log-level error
+    set -- "${2:-}" "$dir/wxscan" -demo -addr "$1" -ttl 1h -max-tickets 2000000 -qr-rate 0 -log-level error
   fi
   if [ -n "$1" ]; then GOMAXPROCS=1 taskset -c 0 "${@:2}" 2>/dev/null & else "${@:2}" 2>/dev/null & fi
   pid=$!
@@ -61,10 +62,9 @@ stop
 for n in 1000 5000 10000; do
   for addr in $floor $server; do
     start $addr pinned
-    [ $addr = $floor ] || T=$(ticket)
     before=$(rss "$pid")
     mkfifo "$dir/hold"
-    load park $n "http://$addr/wechat/checklogin?wait=30&ticket=$T" <"$dir/hold" >"$dir/parked" &
+    load park $n http://$addr <"$dir/hold" >"$dir/parked" &
     exec 9>"$dir/hold"
     until grep -q parked "$dir/parked"; do sleep 0.2; done
     each=$((($(rss "$pid") - before) * 1024 / n))
@@ -80,6 +80,26 @@ for n in 1000 5000 10000; do
 done
 for _ in 1 2 3 4 5 6 7; do load first 127.0.0.1:7103 "$dir/wxscan" -demo -addr 127.0.0.1:7103 2>/dev/null; done | median |
   sed 's/.*/exec to first answer: & ms/'
+
+# The same server with memory and with Redis; a demo of its own plays WeChat.
+simulator=127.0.0.1:7104 redis=7105
+"$dir/wxscan" -demo -addr $simulator -qr-rate 0 -log-level error >/dev/null 2>&1 &
+redis-server --port $redis --save '' --dir "$dir" >/dev/null &
+sleep 1
+export WECHAT_APPID=wx0123456789abcdef WECHAT_APPSECRET=simulated WECHAT_TOKEN=simulated PUBLIC_URL=http://$server
+export WECHAT_API_BASE=http://$simulator/demo SESSION_SECRET=0123456789abcdef0123456789abcdef
+for url in "" redis://127.0.0.1:$redis; do
+  REDIS_URL=$url GOMAXPROCS=1 taskset -c 0 "$dir/wxscan" -addr $server -ttl 1h -qr-rate 0 -log-level error 2>/dev/null &
+  pid=$!
+  sleep 0.5
+  load tickets 1000 http://$server
+  T=$(ticket)
+  for _ in 1 2 3; do polls "$pid" "http://$server/wechat/checklogin?ticket=$T"; done | median >"$dir/rate"
+  echo "${url:-memory}: $(cat "$dir/rate") polls, $(load push 2000 "$pid" http://$server) logins by push per CPU-second"
+  stop
+done
+unset WECHAT_APPID WECHAT_APPSECRET WECHAT_TOKEN PUBLIC_URL WECHAT_API_BASE SESSION_SECRET
+
 start $server
 echo "binary: $(stat -c %s "$dir/wxscan") bytes; idle RSS: $(rss "$pid") kB"
 stop
