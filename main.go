@@ -411,11 +411,11 @@ func (c *config) settings() []setting {
 		{"SESSION_TTL", "session-ttl", "24h", "the life of a session: whole seconds from 1m to 8760h",
 			within(&c.sessionTTL, time.ParseDuration, time.Second, time.Minute, 8760*time.Hour)},
 		{"CONFIRM", "confirm", "false", "true: a scan must be confirmed on the phone", parsed(&c.confirm, strconv.ParseBool)},
-		{"FLOWS", "flows", "scan,auth", "the ways to log in that the login page offers, the first first, each once: scan, auth", func(value string) bool {
+		{"FLOWS", "flows", "scan,auth", "what the login page offers, in order: scan, auth", func(value string) bool {
 			isListed := listed(&c.flows, like(`scan|auth`))(value)
 			return isListed && len(slices.Compact(slices.Sorted(slices.Values(c.flows)))) == len(c.flows)
 		}},
-		{"SITE_NAME", "site-name", "", "what pages call the place that one logs in to, to 40 characters; unset: PUBLIC_URL's host",
+		{"SITE_NAME", "site-name", "", "the site's name on pages, to 40 characters; unset: the host",
 			text(&c.siteName, `[^\p{Cc}]{0,40}`)},
 		{"ALLOWED_ORIGINS", "allowed-origins", "", "exact origins of other front ends, comma-separated", listed(&c.allowedOrigins, parseOrigin)},
 		{"WECHAT_VERIFY_FILE", "verify-file", "", "MP_verify_xxx.txt, the file that proves a domain", text(&c.verifyFile, `(MP_verify_[0-9A-Za-z]+\.txt)?`)},
