@@ -536,8 +536,8 @@ func TestBrowserOnAPhoneSavesOrCopiesWhatItCannotScan(t *testing.T) {
 // TestBrowserShowsTheDemosPhoneBesideTheLogin presses "scan" at the right and
 // sees the left change.
 func TestBrowserShowsTheDemosPhoneBesideTheLogin(t *testing.T) {
-	b := browse(t, "-confirm")
-	b.resize(960, 720)
+	b := browse(t, "-confirm", "-site-name", "Acme Notes")
+	b.resize(960, 760)
 	b.open("/")
 	b.wait(pageCode, "true")
 	const phone = "frames[0].document.querySelector"

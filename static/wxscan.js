@@ -80,16 +80,13 @@
   const drawn = (path) => `<svg viewBox="0 0 24 24" aria-hidden="true"><path d="${path}"/></svg>`;
   const icon = (className, path) => make("span", className, { innerHTML: drawn(path) });
   const good = () => icon("wxscan-mark wxscan-good", "M5.5 12.5l4.5 4.5 9-9.5");
-
-  // copy leaves it to people over plain http, where browsers have no clipboard.
+  // Over plain http, browsers have no clipboard.
   const copy = async (text) => (navigator.clipboard ? navigator.clipboard.writeText(text) : prompt("", text));
-
   // picture is a QR code: one that a phone can save, or one that is sharp at any size.
   const picture = (qr) => make("img", "", {
     alt: words.picture,
     src: `${base}/wechat/qr.${onPhone || inWeChat ? "png" : "svg"}?ticket=${encodeURIComponent(qr.ticket)}`,
   });
-
   // The ways to log in: where a code comes from, how it is shown, what to know about it.
   const ways = {
     scan: { begin: "/wechat/getloginqr", show: picture, hint: words.follow },
@@ -128,8 +125,8 @@
       const code = way.show(qr);
       if (code.decode) await code.decode();
       if (signal.aborted) return;
-      const copied = () => copy(qr.url).then(() => this.say(words.copied, words.orLink));
-      const link = onPhone && way === ways.auth && button("wxscan-main", words.copyLink, copied);
+      const give = () => copy(qr.url).then(() => this.say(words.copied, words.orLink));
+      const link = onPhone && way === ways.auth && button("wxscan-main", words.copyLink, give);
       const save = onPhone && make("a", "wxscan-button", { href: code.src, download: "login.png", innerText: words.save });
       const isDemo = qr.url && new URL(qr.url).pathname.startsWith("/demo/");
       this.look("", [code], [link, save, isDemo && simulate(qr.url), another]);
@@ -140,8 +137,7 @@
       const left = Math.max(0, Math.ceil((deadline - Date.now()) / 1000));
       this.time.textContent = words.left + Math.floor(left / 60) + ":" + String(left % 60).padStart(2, "0");
     }
-    // stop says what ended a login, and resolves when the button is pressed: that
-    // on the old code, or another.
+    // stop says what ended a login, and resolves when the button is pressed.
     stop(signal, another, text, label, isOld = false) {
       const again = button(isOld ? "wxscan-again" : "wxscan-main", label);
       if (isOld) this.look("old", [this.face.querySelector("img"), again], [another]);
@@ -304,8 +300,8 @@
     document.title = document.querySelector("h1").innerText;
     const choice = make("nav", "wxscan-languages", { ariaLabel: "语言 Language" });
     for (const [lang, name] of Object.entries(languages)) {
-      const keep = () => { document.cookie = `wxscan_language=${lang}; path=/; max-age=31536000; samesite=lax`; };
-      const press = () => { keep(); location.reload(); };
+      const cookie = `wxscan_language=${lang}; path=/; max-age=31536000; samesite=lax`;
+      const press = () => { document.cookie = cookie; location.reload(); };
       choice.append(Object.assign(button("", name, press), { lang, ariaPressed: lang === language }));
     }
     if (self === top) document.body.append(choice); // the demo's phone goes by the page around it
