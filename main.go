@@ -83,6 +83,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		config.simulate(listener.Addr().(*net.TCPAddr))
 	}
 	server := newServer(config, log)
+	if server.redis != nil {
+		if refused, ok := errors.AsType[refusal](server.redis.check(ctx)); ok {
+			listener.Close()
+			return fmt.Errorf("REDIS_URL: %w", refused)
+		}
+	}
 	var background sync.WaitGroup
 	defer background.Wait()
 	background.Go(func() { server.work(ctx) })
@@ -474,6 +480,10 @@ func parseConfig(args []string, getenv func(string) string, help io.Writer) (con
 		return c, errors.New("WECHAT_APPSECRET is set: with -demo anyone can log in as anyone, which does not go with a real account; unset it, or leave out -demo")
 	case c.demo && (strings.HasPrefix(given["ADDR"], "unix:") || given["TLS_CERT"] != ""):
 		return c, errors.New("ADDR (-addr), TLS_CERT (-tls-cert): -demo listens on plain TCP only")
+	case c.demo && given["REDIS_URL"] != "":
+		return c, errors.New("REDIS_URL: -demo simulates WeChat for one process alone; unset it, or leave out -demo")
+	case given["REDIS_URL"] != "" && given["SESSION_SECRET"] == "":
+		return c, errors.New("SESSION_SECRET is not set: with REDIS_URL, all replicas need the same (openssl rand -hex 32), to believe each other's sessions")
 	case (given["TLS_CERT"] == "") != (given["TLS_KEY"] == ""):
 		return c, errors.New("TLS_CERT and TLS_KEY (-tls-cert, -tls-key): set both, or neither")
 	}
