@@ -106,11 +106,12 @@ func (s *server) toConfirm(ctx context.Context, sent string) (k key, ticket reco
 func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 	sent := r.URL.Query().Get("s")
 	k, ticket, ok, err := s.toConfirm(r.Context(), sent)
-	if err != nil {
-		return err
-	}
 	if !ok {
-		http.Redirect(w, r, "/static/html/loginfailed.html?reason=expired", http.StatusSeeOther)
+		reason := "expired"
+		if err != nil {
+			reason = "unavailable"
+		}
+		http.Redirect(w, r, "/static/html/loginfailed.html?reason="+reason, http.StatusSeeOther)
 		return nil
 	}
 	numbers := choices(k, sent)
@@ -137,11 +138,10 @@ func (s *server) hearPhone(w http.ResponseWriter, r *http.Request) error {
 		}
 		ok, err = s.tickets.decide(r.Context(), k, answer == number(k))
 	}
-	if err != nil {
-		return err
-	}
 	target := "/static/html/loginsucceed.html"
 	switch {
+	case err != nil:
+		target = "/static/html/loginfailed.html?reason=unavailable"
 	case !ok:
 		target = "/static/html/loginfailed.html?reason=expired"
 	case answer == "no":

@@ -75,7 +75,7 @@ func newServer(config config, log *slog.Logger) *server {
 	if config.redisURL != nil {
 		s.redis = newRedis(config.redisURL, config.redisCA, config.redisPrefix, log)
 		s.pushes.redis = s.redis
-		s.tickets.records, s.tickets.lookAgain = sharedRecords{s.redis}, lookAgain
+		s.tickets.records, s.tickets.lookAgain = s.redis, lookAgain
 	}
 	s.tickets.confirm = config.confirm
 	s.tickets.event = s.logEvent

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -60,7 +61,7 @@ func (b *syncBuffer) String() string {
 }
 
 // newWorld returns a world with the settings of -demo and the given ones, each
-// NAME=value.
+// NAME=value. Its tickets are in the Redis of WXSCAN_REDIS, if that is set.
 func newWorld(t testing.TB, settings ...string) *world {
 	t.Helper()
 	config, err := parseConfig([]string{"-demo"}, only(append(settings, "WECHAT_TOKEN="+testToken)...), io.Discard)
@@ -69,6 +70,11 @@ func newWorld(t testing.TB, settings ...string) *world {
 	w := &world{logged: new(syncBuffer), answers: new(syncBuffer), begun: new(syncBuffer), calls: make(map[string]int)}
 	config.appSecret = testSecret
 	log := newLog(io.MultiWriter(w.logged, t.Output()), slog.LevelDebug, "text")
+	if url := os.Getenv("WXSCAN_REDIS"); url != "" {
+		config.redisURL, err = parseRedisURL(url)
+		must(t, err)
+		config.redisPrefix = rand.Text() + ":"
+	}
 	w.server = newServer(config, log)
 	w.wechat.client.Transport = w
 	simulator := newDemo(config, w.wechat.client, w.tickets)
@@ -85,7 +91,11 @@ func newWorld(t testing.TB, settings ...string) *world {
 		}
 	})
 	w.handler = w.record(w.routes())
-	go w.work(t.Context())
+	if w.redis == nil {
+		go w.work(t.Context())
+	} else { // without work: time stands still in a bubble while somebody listens to a real Redis
+		t.Cleanup(w.redis.hangUp)
+	}
 	return w
 }
 

@@ -144,6 +144,12 @@ func runServer(ctx context.Context, args []string, getenv func(string) string, s
 	defer lines.end()
 	log := newLog(lines, config.logLevel, config.logFormat)
 	server := newServer(config, log)
+	if server.redis != nil {
+		if refused, ok := errors.AsType[refusal](server.redis.check(ctx)); ok {
+			listener.Close()
+			return fmt.Errorf("REDIS_URL: %w", refused)
+		}
+	}
 	var background sync.WaitGroup
 	defer background.Wait()
 	background.Go(func() { server.work(ctx) })

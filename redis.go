@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -22,14 +23,13 @@ import (
 )
 
 const (
-	redisTimeout   = time.Second     // of one try of a command, dialing included; there are two at most
-	redisConns     = 16              // commands under way at once
-	redisPingEvery = 2 * time.Second // a connection can be lost without either end being told
-	maxRedisValue  = 64 << 10        // bytes that Redis can make us read; a record has some KiB
-	redisChannel   = "changed"       // after the prefix
+	redisTimeout   = time.Second      // of one try of a command, dialing included; there are two at most
+	redisConns     = 16               // commands under way at once
+	redisPingEvery = 2 * time.Second  // a connection can be lost without either end being told
+	redisSlack     = 10 * time.Second // how far the clocks of replicas may differ
+	maxRedisValue  = 1 << 20          // bytes that Redis can make us read; a record has some KiB
+	redisChannel   = "changed"        // after the prefix
 	redisURLFormat = `rediss?://([^:@/?#]*:[^/?#]+@)?([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[0-9]{0,9})?`
-
-	redisACL = "REDIS_URL names a user who may too little: ~PREFIX* &PREFIX* +set +get +eval +publish +subscribe +ping"
 
 	// swapScript puts ARGV[2] in the place of ARGV[1]. It is true again for
 	// whoever has done so and asks again, because the answer was lost.
@@ -75,15 +75,16 @@ func readCA(file string) (*x509.CertPool, error) {
 	return pool, err
 }
 
-// A redis keeps values in a Redis or Valkey that replicas share. Each error is
-// errStoreUnavailable; one that only a person can mend is a refusal besides.
+// A redis keeps records in a Redis or Valkey that replicas share: each is JSON,
+// by its key in hex. When Redis does not do what it should, the error is
+// errStoreUnavailable, and a refusal besides if only a person can mend it.
 type redis struct {
 	url    *url.URL
 	prefix string // of all keys, and of the channel
 	log    *slog.Logger
 	dial   func(ctx context.Context, network, address string) (net.Conn, error)
 	idle   chan *redisConn
-	down   atomic.Bool
+	down   atomic.Bool // set by a command that fails, until check succeeds
 }
 
 // newRedis returns a client, which dials when it is used. roots are for
@@ -100,8 +101,44 @@ func newRedis(u *url.URL, roots *x509.CertPool, prefix string, log *slog.Logger)
 	return r
 }
 
-// up tells whether Redis has taken what was last written.
-func (r *redis) up() bool { return !r.down.Load() }
+func (r *redis) ready() error {
+	if r.down.Load() {
+		return errStoreUnavailable
+	}
+	return nil
+}
+
+func (r *redis) add(ctx context.Context, k key, next *record) (bool, error) {
+	value := encode(next)
+	earlier, err := r.first(ctx, k.String(), value, next.left()+redisSlack)
+	return err == nil && (earlier == nil || bytes.Equal(earlier, value)), err
+}
+
+func (r *redis) get(ctx context.Context, k key) (*record, error) {
+	value, err := r.do(ctx, "GET", r.prefix+k.String())
+	if err != nil || value == nil {
+		return nil, err
+	}
+	got := &record{held: string(value)}
+	if err := json.Unmarshal(value, got); err != nil {
+		return nil, fmt.Errorf("reading a record: %w", err)
+	}
+	return got, nil
+}
+
+func (r *redis) swap(ctx context.Context, k key, old, next *record) (bool, error) {
+	return r.replace(ctx, k.String(), old.held, string(encode(next)), next.left()+redisSlack)
+}
+
+// encode returns a record as it is to be kept. Its nonce makes it unlike any
+// other, so that whoever lost the answer to a command knows their own by it.
+func encode(r *record) []byte {
+	value, _ := json.Marshal(struct { // nothing in it can fail
+		record
+		Nonce string
+	}{*r, rand.Text()})
+	return value
+}
 
 // first keeps the first value that comes under a name, for life. It returns the
 // earlier one, nil if there was none; whoever lost the answer meets their own.
@@ -109,129 +146,32 @@ func (r *redis) first(ctx context.Context, name string, value []byte, life time.
 	return r.do(ctx, "SET", r.prefix+name, string(value), "NX", "GET", "PX", milliseconds(life))
 }
 
-// add keeps a value for life. It is false if the name has another.
-func (r *redis) add(ctx context.Context, name string, value []byte, life time.Duration) (bool, error) {
-	earlier, err := r.first(ctx, name, value, life)
-	return err == nil && (earlier == nil || bytes.Equal(earlier, value)), err
-}
-
-// get returns a value, nil if there is none.
-func (r *redis) get(ctx context.Context, name string) ([]byte, error) {
-	return r.do(ctx, "GET", r.prefix+name)
-}
-
-// swap puts next in the place of old, for life, and tells all who watch. It is
-// true for one caller alone, provided that no two bring the same next.
-func (r *redis) swap(ctx context.Context, name string, old, next []byte, life time.Duration) (bool, error) {
-	won, err := r.do(ctx, "EVAL", swapScript, "1", r.prefix+name,
-		string(old), string(next), milliseconds(life), r.prefix+redisChannel, name)
+// replace puts next in the place of old, for life, and tells all who watch.
+func (r *redis) replace(ctx context.Context, name, old, next string, life time.Duration) (bool, error) {
+	won, err := r.do(ctx, "EVAL", swapScript, "1", r.prefix+name, old, next, milliseconds(life), r.prefix+redisChannel, name)
 	return string(won) == "1", err
 }
 
 // milliseconds is a life as PX takes it, which knows no 0.
 func milliseconds(d time.Duration) string { return strconv.FormatInt(max(1, d.Milliseconds()), 10) }
 
-// check tries all that Redis must do. A program that starts should end on a refusal.
+// check tries what Redis must do. A read-only replica, say, does only some of it.
 func (r *redis) check(ctx context.Context) error {
 	name := "check:" + rand.Text()
-	_, err := r.add(ctx, name, []byte("old"), redisTimeout)
+	_, err := r.first(ctx, name, []byte("old"), redisTimeout)
 	if err == nil {
-		_, err = r.swap(ctx, name, []byte("old"), []byte("new"), redisTimeout)
+		_, err = r.replace(ctx, name, "old", "new", redisTimeout)
 	}
-	return err
-}
-
-// do returns the answer to a command, within two tries. The end of ctx cuts no
-// command off: at shutdown, a push under way still logs in, and a poll reads once more.
-func (r *redis) do(ctx context.Context, args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*redisTimeout)
-	defer cancel()
-	value, err := r.exchange(ctx, args)
-	switch {
-	case err != nil:
-		err = fmt.Errorf("%w: %s: %w", errStoreUnavailable, args[0], err)
-		if r.down.CompareAndSwap(false, true) {
-			r.log.Error("Redis is away", "err", err)
-		}
-	case args[0] == "SET" && r.down.CompareAndSwap(true, false): // a read-only replica answers others
+	if err == nil && r.down.CompareAndSwap(true, false) {
 		r.log.Info("Redis is back")
 	}
-	return value, err
-}
-
-// exchange tries a command on an idle connection. If that was an old one and
-// turns out to be dead, it tries again on a new one.
-func (r *redis) exchange(ctx context.Context, args []string) (value []byte, err error) {
-	var c *redisConn
-	select {
-	case c = <-r.idle:
-	case <-ctx.Done():
-		return nil, errors.New("all connections are busy")
-	}
-	defer func() { r.idle <- c }()
-	for fresh := false; !fresh; {
-		fresh = c.Conn == nil
-		value, err = r.try(ctx, c, args)
-		if _, refused := errors.AsType[refusal](err); err == nil || refused {
-			break
-		}
-	}
-	return value, err
-}
-
-func (r *redis) try(ctx context.Context, c *redisConn, args []string) (value []byte, err error) {
-	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
-	defer cancel()
-	if c.Conn == nil {
-		err = r.connect(ctx, c)
-	}
-	if err == nil {
-		value, err = c.do(ctx, args...)
-	}
-	if err != nil {
-		c.close() // even after an error of Redis': a new connection may lead to the new master
-	}
-	return value, err
-}
-
-// connect dials, and says who we are.
-func (r *redis) connect(ctx context.Context, c *redisConn) (err error) {
-	if c.Conn, err = r.dial(ctx, "tcp", r.url.Host); err != nil {
-		return err
-	}
-	c.in = bufio.NewReader(c.Conn)
-	password, _ := r.url.User.Password()
-	switch user := r.url.User.Username(); {
-	case user != "":
-		_, err = c.do(ctx, "AUTH", user, password)
-	case password != "":
-		_, err = c.do(ctx, "AUTH", password)
-	}
-	if db := strings.TrimPrefix(r.url.Path, "/"); err == nil && db != "" {
-		_, err = c.do(ctx, "SELECT", db)
-	}
 	return err
 }
 
-// watch calls changed with each name that somebody swaps, until ctx ends. That
-// is a hint, never the truth: messages get lost. After resubscribed, whoever
-// waits must look again. Neither may block.
-func (r *redis) watch(ctx context.Context, changed func(name string), resubscribed func()) {
-	for told := false; ctx.Err() == nil; {
-		err := r.subscribe(ctx, changed, resubscribed)
-		if _, refused := errors.AsType[refusal](err); refused && !told {
-			told = true
-			r.log.Error("Redis tells of no changes", "err", err)
-		}
-		pause(ctx, redisTimeout)
-	}
-}
-
-// watchHealth notices that Redis is away, or back, while nobody else asks, until ctx ends.
+// watchHealth notices that Redis is away, or back, until ctx ends.
 func (r *redis) watchHealth(ctx context.Context) {
-	for ctx.Err() == nil {
+	for ; ctx.Err() == nil; pause(ctx, redisPingEvery) {
 		r.check(ctx)
-		pause(ctx, redisPingEvery)
 	}
 }
 
@@ -240,6 +180,82 @@ func pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):
 	case <-ctx.Done():
+	}
+}
+
+// do returns the answer to a command. A connection that was idle can be dead, or
+// lead to what is no longer the master: then it tries once more, on a new one.
+// The end of ctx cuts no command off: at shutdown, a push under way still logs in,
+// and a poll reads once more.
+func (r *redis) do(ctx context.Context, args ...string) (value []byte, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*redisTimeout)
+	defer cancel()
+	select {
+	case c := <-r.idle:
+		wasIdle := c.Conn != nil
+		value, err = r.try(ctx, c, args)
+		if _, refused := errors.AsType[refusal](err); err != nil && !refused && wasIdle {
+			value, err = r.try(ctx, c, args)
+		}
+		r.idle <- c
+	case <-ctx.Done():
+		err = errors.New("all connections are busy")
+	}
+	if err != nil {
+		err = fmt.Errorf("%w: %s: %w", errStoreUnavailable, args[0], err)
+		if r.down.CompareAndSwap(false, true) {
+			r.log.Error("Redis is away", "err", err)
+		}
+	}
+	return value, err
+}
+
+// try sends a command on a connection, which is closed after any error.
+func (r *redis) try(ctx context.Context, c *redisConn, args []string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, redisTimeout)
+	defer cancel()
+	var err error
+	if c.Conn == nil {
+		err = r.connect(ctx, c)
+	}
+	if err == nil {
+		var values [][]byte
+		switch values, err = c.ask(ctx, args...); {
+		case err == nil && len(values) == 1:
+			return values[0], nil
+		case err == nil:
+			err = errNotRedis
+		}
+	}
+	c.close()
+	return nil, err
+}
+
+// connect dials, and says who we are.
+func (r *redis) connect(ctx context.Context, c *redisConn) (err error) {
+	if c.Conn, err = r.dial(ctx, "tcp", r.url.Host); err != nil {
+		return err
+	}
+	c.in = bufio.NewReader(c.Conn)
+	if password, ok := r.url.User.Password(); ok {
+		_, err = c.ask(ctx, "AUTH", cmp.Or(r.url.User.Username(), "default"), password)
+	}
+	if db := strings.TrimPrefix(r.url.Path, "/"); err == nil && db != "" {
+		_, err = c.ask(ctx, "SELECT", db)
+	}
+	return err
+}
+
+// watch calls changed with each name that somebody swaps, until ctx ends. That
+// is a hint, never the truth: messages get lost. After resubscribed, whoever
+// waits must look again. Neither may block.
+func (r *redis) watch(ctx context.Context, changed func(name string), resubscribed func()) {
+	for told := false; ctx.Err() == nil; pause(ctx, redisTimeout) {
+		err := r.subscribe(ctx, changed, resubscribed)
+		if _, refused := errors.AsType[refusal](err); refused && !told {
+			told = true
+			r.log.Error("Redis tells of no changes", "err", err)
+		}
 	}
 }
 
@@ -253,7 +269,7 @@ func (r *redis) subscribe(ctx context.Context, changed func(name string), resubs
 		return err
 	}
 	defer context.AfterFunc(ctx, func() { c.Conn.Close() })()
-	message, err := c.ask(time.Now().Add(redisTimeout), "SUBSCRIBE", r.prefix+redisChannel)
+	message, err := c.ask(starting, "SUBSCRIBE", r.prefix+redisChannel)
 	for ; err == nil; message, err = c.next() {
 		switch string(message[0]) {
 		case "subscribe":
@@ -263,49 +279,6 @@ func (r *redis) subscribe(ctx context.Context, changed func(name string), resubs
 		}
 	}
 	return err
-}
-
-// sharedRecords are records in Redis: each is JSON, by its key in hex.
-type sharedRecords struct{ redis *redis }
-
-func (s sharedRecords) ready() error {
-	if !s.redis.up() {
-		return errStoreUnavailable
-	}
-	return nil
-}
-
-func (s sharedRecords) add(ctx context.Context, k key, r *record) (bool, error) {
-	return s.redis.add(ctx, k.String(), encode(r), r.left())
-}
-
-func (s sharedRecords) get(ctx context.Context, k key) (*record, error) {
-	value, err := s.redis.get(ctx, k.String())
-	if err != nil || value == nil {
-		return nil, err
-	}
-	r := new(record)
-	if json.Unmarshal(value, r) != nil {
-		return nil, fmt.Errorf("%w: what is under a ticket's key is no record", errStoreUnavailable)
-	}
-	return r, nil
-}
-
-func (s sharedRecords) swap(ctx context.Context, k key, old, next *record) (bool, error) {
-	held, err := json.Marshal(old) // as encode wrote it
-	if err != nil {
-		return false, err
-	}
-	return s.redis.swap(ctx, k.String(), held, encode(next), next.left())
-}
-
-// encode returns a new record as JSON, with a nonce: whoever lost the answer to a
-// command knows their own by it.
-func encode(r *record) []byte {
-	r.Nonce = rand.Text()
-	r.Since, r.Ends = r.Since.UTC(), r.Ends.UTC() // to be the same when read and written again
-	value, _ := json.Marshal(r)                   // nothing in it can fail
-	return value
 }
 
 // A redisConn is a connection to Redis.
@@ -321,25 +294,13 @@ func (c *redisConn) close() {
 	c.Conn = nil
 }
 
-// do sends a command and returns its answer, of one value.
-func (c *redisConn) do(ctx context.Context, args ...string) ([]byte, error) {
-	deadline, _ := ctx.Deadline()
-	values, err := c.ask(deadline, args...)
-	switch {
-	case err != nil:
-		return nil, err
-	case len(values) != 1:
-		return nil, errNotRedis
-	}
-	return values[0], nil
-}
-
 // ask sends a command, an array of strings, and returns what comes next.
-func (c *redisConn) ask(deadline time.Time, args ...string) ([][]byte, error) {
+func (c *redisConn) ask(ctx context.Context, args ...string) ([][]byte, error) {
 	command := fmt.Appendf(nil, "*%d\r\n", len(args))
 	for _, arg := range args {
 		command = fmt.Appendf(command, "$%d\r\n%s\r\n", len(arg), arg)
 	}
+	deadline, _ := ctx.Deadline()
 	c.SetDeadline(deadline)
 	if _, err := c.Write(command); err != nil {
 		return nil, err
@@ -351,11 +312,12 @@ func (c *redisConn) ask(deadline time.Time, args ...string) ([][]byte, error) {
 func (c *redisConn) next() ([][]byte, error) {
 	c.SetDeadline(time.Now().Add(redisPingEvery))
 	_, err := c.in.Peek(1)
-	deadline := time.Now().Add(redisTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), redisTimeout)
+	defer cancel()
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return c.ask(deadline, "PING")
+		return c.ask(ctx, "PING")
 	}
-	c.SetDeadline(deadline)
+	c.SetDeadline(time.Now().Add(redisTimeout))
 	return readReply(c.in)
 }
 
@@ -399,27 +361,18 @@ func readReply(in *bufio.Reader) ([][]byte, error) {
 	return values, nil
 }
 
-// explain puts an error of Redis' in our words. Of one that is not known it
-// gives the first alone, as READONLY or LOADING: the others can quote secrets.
+// explain returns an error of Redis' as ours. What a person must mend is told in
+// Redis' words, but not with our arguments, which it quotes at times.
 func explain(reply string) error {
-	for _, known := range []struct{ begin, words string }{
-		{"WRONGPASS", "Redis takes no such user and password as REDIS_URL has"},
-		{"NOAUTH", "Redis asks for a password, and REDIS_URL has none"},
-		{"ERR AUTH <password> called without any", "REDIS_URL has a password, and Redis asks for none"},
-		{"NOPERM", redisACL},
-		{"ERR The user executing the script", redisACL}, // 7.0
-		{"ERR ACL failure in script", redisACL},
-		{"ERR DB index", "Redis does not have the database that REDIS_URL names"},
-		{"ERR SELECT is not allowed in cluster", "Redis Cluster is not supported"},
-		{"MOVED", "Redis Cluster is not supported"},
-		{"CLUSTERDOWN", "Redis Cluster is not supported"},
-		{"ERR syntax error", "Redis is too old: 7.0 is needed, or Valkey"},
-		{"ERR unknown command", "Redis lacks one of the commands AUTH SELECT SET GET EVAL PUBLISH SUBSCRIBE PING"},
-	} {
-		if strings.HasPrefix(reply, known.begin) {
-			return refusal(known.words)
-		}
-	}
 	code, _, _ := strings.Cut(reply, " ")
+	words, _, _ := strings.Cut(reply, ", with args")
+	switch {
+	case code == "MOVED", code == "CLUSTERDOWN":
+		return refusal("Redis Cluster is not supported")
+	case words == "ERR syntax error":
+		return refusal("Redis is too old: 7.0 is needed, or Valkey")
+	case code == "ERR", code == "NOAUTH", code == "WRONGPASS", code == "NOPERM":
+		return refusal("Redis answers " + words)
+	}
 	return errors.New("Redis answers " + code)
 }

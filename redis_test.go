@@ -134,7 +134,7 @@ func (b *lockedBuffer) count(word string) int {
 	return strings.Count(b.text.String(), word)
 }
 
-func newTestRedis(t *testing.T, rawURL string, logged *lockedBuffer) *redis {
+func newTestRedis(t testing.TB, rawURL string, logged *lockedBuffer) *redis {
 	t.Helper()
 	u, err := parseRedisURL(rawURL)
 	must(t, err)
@@ -143,12 +143,20 @@ func newTestRedis(t *testing.T, rawURL string, logged *lockedBuffer) *redis {
 		out = io.MultiWriter(logged, t.Output())
 	}
 	r := newRedis(u, nil, "wxscan:", slog.New(slog.NewTextHandler(out, nil)))
-	t.Cleanup(func() {
-		for range redisConns {
-			(<-r.idle).close()
-		}
-	})
+	t.Cleanup(r.hangUp)
 	return r
+}
+
+// hangUp closes the connections.
+func (r *redis) hangUp() {
+	for range redisConns {
+		(<-r.idle).close()
+	}
+}
+
+// read returns what is under a name.
+func (r *redis) read(ctx context.Context, name string) ([]byte, error) {
+	return r.do(ctx, "GET", r.prefix+name)
 }
 
 // eventually waits until something is so.
@@ -203,35 +211,29 @@ func TestMalformedRedisURLIsRefusedWithoutItsPassword(t *testing.T) {
 func TestRedisGivesOneNameToOneValue(t *testing.T) {
 	r, _ := startRedis(t).client()
 	ctx := t.Context()
-	if value, err := r.get(ctx, "a"); value != nil || err != nil {
+	if value, err := r.read(ctx, "a"); value != nil || err != nil {
 		t.Fatalf("%q, %v before anything is kept", value, err)
 	}
 	odd := []byte("\r\n$-1\r\n\x00\xff")
-	for _, test := range []struct {
-		value []byte
-		want  bool
-	}{{odd, true}, {odd, true}, {[]byte("b"), false}} { // the second is the first again, after a lost answer
-		if added, err := r.add(ctx, "a", test.value, time.Minute); added != test.want || err != nil {
-			t.Errorf("adding %q: %v, %v", test.value, added, err)
+	for i, value := range [][]byte{odd, odd, []byte("b")} { // the second is the first again, after a lost answer
+		if earlier, err := r.first(ctx, "a", value, time.Minute); (earlier == nil) != (i == 0) || i > 0 && !bytes.Equal(earlier, odd) || err != nil {
+			t.Errorf("%d: %q, %v", i, earlier, err)
 		}
 	}
-	if value, err := r.get(ctx, "a"); !bytes.Equal(value, odd) || err != nil {
+	if value, err := r.read(ctx, "a"); !bytes.Equal(value, odd) || err != nil {
 		t.Errorf("got %q, %v", value, err)
-	}
-	if earlier, err := r.first(ctx, "a", []byte("c"), time.Minute); !bytes.Equal(earlier, odd) || err != nil {
-		t.Errorf("earlier: %q, %v", earlier, err)
 	}
 	if earlier, err := r.first(ctx, "empty", nil, time.Minute); earlier != nil || err != nil {
 		t.Errorf("%q, %v", earlier, err)
 	}
-	if value, err := r.get(ctx, "empty"); value == nil || len(value) != 0 || err != nil {
+	if value, err := r.read(ctx, "empty"); value == nil || len(value) != 0 || err != nil {
 		t.Errorf("an empty value is %#v, %v", value, err)
 	}
 	big := bytes.Repeat([]byte("x"), maxRedisValue)
-	if added, err := r.add(ctx, "big", big, time.Minute); !added || err != nil {
-		t.Fatal(added, err)
+	if _, err := r.first(ctx, "big", big, time.Minute); err != nil {
+		t.Fatal(err)
 	}
-	if value, err := r.get(ctx, "big"); !bytes.Equal(value, big) || err != nil {
+	if value, err := r.read(ctx, "big"); !bytes.Equal(value, big) || err != nil {
 		t.Errorf("%d bytes, %v", len(value), err)
 	}
 }
@@ -239,14 +241,14 @@ func TestRedisGivesOneNameToOneValue(t *testing.T) {
 func TestSwapInRedisHasOneWinnerWhoIsToldSoAgain(t *testing.T) {
 	r, _ := startRedis(t).client()
 	ctx := t.Context()
-	r.add(ctx, "k", []byte("0"), time.Minute)
+	r.first(ctx, "k", []byte("0"), time.Minute)
 	var won atomic.Int32
 	var racers sync.WaitGroup
 	for i := range 100 {
 		racers.Go(func() {
-			next := fmt.Appendf(nil, "next %d", i)
+			next := fmt.Sprintf("next %d", i)
 			for range 2 { // as if the first answer was lost
-				switch ok, err := r.swap(ctx, "k", []byte("0"), next, time.Minute); {
+				switch ok, err := r.replace(ctx, "k", "0", next, time.Minute); {
 				case err != nil:
 					t.Error(err)
 				case ok:
@@ -259,10 +261,10 @@ func TestSwapInRedisHasOneWinnerWhoIsToldSoAgain(t *testing.T) {
 	if won.Load() != 2 {
 		t.Errorf("%d wins, want one caller's two", won.Load())
 	}
-	if ok, err := r.swap(ctx, "none", nil, []byte("1"), time.Minute); ok || err != nil {
+	if ok, err := r.replace(ctx, "none", "", "1", time.Minute); ok || err != nil {
 		t.Errorf("a swap of nothing: %v, %v", ok, err)
 	}
-	if ok, err := r.swap(ctx, "none", []byte(""), []byte("1"), time.Minute); ok || err != nil {
+	if ok, err := r.replace(ctx, "none", "", "1", time.Minute); ok || err != nil {
 		t.Errorf("a swap of nothing for an empty value: %v, %v", ok, err)
 	}
 }
@@ -271,17 +273,17 @@ func TestValuesInRedisEndWithTheirLife(t *testing.T) {
 	server := startRedis(t)
 	r, _ := server.client()
 	ctx := t.Context()
-	r.add(ctx, "a", []byte("1"), time.Hour)
-	if ok, err := r.swap(ctx, "a", []byte("1"), []byte("2"), 90*time.Second); !ok || err != nil {
+	r.first(ctx, "a", []byte("1"), time.Hour)
+	if ok, err := r.replace(ctx, "a", "1", "2", 90*time.Second); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	if left := server.do("PTTL", "wxscan:a"); len(left) != 5 || left > "90000" {
 		t.Errorf("%s ms left, want 90000", left)
 	}
-	if _, err := r.add(ctx, "b", []byte("1"), 0); err != nil { // shorter than Redis knows
+	if _, err := r.first(ctx, "b", []byte("1"), 0); err != nil { // shorter than Redis knows
 		t.Error(err)
 	}
-	eventually(t, "a value ends", func() bool { value, err := r.get(ctx, "b"); return value == nil && err == nil })
+	eventually(t, "a value ends", func() bool { value, err := r.read(ctx, "b"); return value == nil && err == nil })
 }
 
 func TestRefusalsOfRedisAreInPlainWords(t *testing.T) {
@@ -296,17 +298,16 @@ func TestRefusalsOfRedisAreInPlainWords(t *testing.T) {
 	for _, test := range []struct{ auth, port, db, want string }{
 		{"", open.port, "", ""},
 		{"", open.port, "/15", ""},
-		{"", open.port, "/16", "does not have the database"},
-		{":secret@", open.port, "", "has a password, and Redis asks for none"},
-		{"", locked.port, "", "asks for a password"},
-		{":wrongsecret@", locked.port, "", "takes no such user and password"},
+		{"", open.port, "/16", "ERR DB index"},
+		{"", locked.port, "", "NOAUTH Authentication required."},
+		{":wrongsecret@", locked.port, "", "WRONGPASS invalid username"},
 		{":secret@", locked.port, "/1", ""},
 		{"me:secret@", users.port, "/1", ""},
-		{"nobody:secret@", users.port, "", "takes no such user and password"},
-		{"other:secret@", users.port, "", "may too little"},
-		{"mute:secret@", users.port, "", "may too little"},
+		{"nobody:secret@", users.port, "", "WRONGPASS invalid username"},
+		{"other:secret@", users.port, "", "NOPERM"},
+		{"mute:secret@", users.port, "", "ERR"},
 		{"", cluster.port, "", "Cluster is not supported"},
-		{"", cluster.port, "/1", "Cluster is not supported"},
+		{"", cluster.port, "/1", "not allowed in cluster mode"},
 	} {
 		r := newTestRedis(t, "redis://"+test.auth+"127.0.0.1:"+test.port+test.db, nil)
 		err := r.check(t.Context())
@@ -323,6 +324,13 @@ func TestRefusalsOfRedisAreInPlainWords(t *testing.T) {
 	}
 }
 
+func TestARefusalDoesNotQuoteWhatWasSent(t *testing.T) {
+	err := explain("ERR unknown command 'AUTH', with args beginning with: 'default' 'secret'")
+	if _, refused := errors.AsType[refusal](err); !refused || strings.Contains(err.Error(), "secret") {
+		t.Error(err)
+	}
+}
+
 func TestRedisThatIsRestartedCostsNoCommand(t *testing.T) {
 	server := startRedis(t)
 	r, logged := server.client()
@@ -330,15 +338,15 @@ func TestRedisThatIsRestartedCostsNoCommand(t *testing.T) {
 	for range 2 * redisConns { // dial them all
 		must(t, r.check(ctx))
 	}
-	r.add(ctx, "a", []byte("1"), time.Minute)
+	r.first(ctx, "a", []byte("1"), time.Minute)
 	server.kill()
 	server.start()
 	for range 2 * redisConns {
-		if value, err := r.get(ctx, "a"); string(value) != "1" || err != nil {
+		if value, err := r.read(ctx, "a"); string(value) != "1" || err != nil {
 			t.Fatalf("%q, %v", value, err)
 		}
 	}
-	if !r.up() || logged.count("away") != 0 {
+	if r.ready() != nil || logged.count("away") != 0 {
 		t.Error("Redis counts as away")
 	}
 }
@@ -350,15 +358,15 @@ func TestRedisThatGoesAndComesBackIsLoggedOnceEach(t *testing.T) {
 	must(t, r.check(ctx))
 	server.kill()
 	for range 20 {
-		if err := r.check(ctx); !errors.Is(err, errStoreUnavailable) || r.up() {
-			t.Fatal(err, r.up())
+		if err := r.check(ctx); !errors.Is(err, errStoreUnavailable) || r.ready() == nil {
+			t.Fatal(err, r.ready())
 		}
 	}
 	server.empty()
 	server.start()
 	must(t, r.check(ctx))
 	must(t, r.check(ctx))
-	if !r.up() || logged.count("Redis is away") != 1 || logged.count("Redis is back") != 1 {
+	if r.ready() != nil || logged.count("Redis is away") != 1 || logged.count("Redis is back") != 1 {
 		t.Error("not one line each")
 	}
 }
@@ -370,13 +378,13 @@ func TestFrozenRedisHoldsNobodyForThreeSeconds(t *testing.T) {
 	for range redisConns {
 		must(t, r.check(ctx))
 	}
-	r.add(ctx, "a", []byte("1"), time.Minute)
+	r.first(ctx, "a", []byte("1"), time.Minute)
 	server.freeze()
 	var callers sync.WaitGroup
 	for range 5 * redisConns {
 		callers.Go(func() {
 			start := time.Now()
-			_, err := r.get(ctx, "a")
+			_, err := r.read(ctx, "a")
 			if took := time.Since(start); !errors.Is(err, errStoreUnavailable) || took > 2500*time.Millisecond {
 				t.Errorf("%v after %v", err, took)
 			}
@@ -384,7 +392,7 @@ func TestFrozenRedisHoldsNobodyForThreeSeconds(t *testing.T) {
 	}
 	callers.Wait()
 	server.thaw()
-	if value, err := r.get(ctx, "a"); string(value) != "1" || err != nil {
+	if value, err := r.read(ctx, "a"); string(value) != "1" || err != nil {
 		t.Errorf("thawed: %q, %v", value, err)
 	}
 }
@@ -400,11 +408,11 @@ func TestReadOnlyReplicaIsAwayUntilItIsPromoted(t *testing.T) {
 		if _, refused := errors.AsType[refusal](err); refused || !errors.Is(err, errStoreUnavailable) {
 			t.Fatal(err)
 		}
-		if _, err := r.swap(ctx, "none", nil, []byte("1"), time.Minute); err != nil { // which only reads
+		if _, err := r.replace(ctx, "none", "", "1", time.Minute); err != nil { // which only reads
 			t.Error(err)
 		}
-		if _, err := r.get(ctx, "a"); err != nil || r.up() {
-			t.Errorf("%v, up: %v", err, r.up())
+		if _, err := r.read(ctx, "a"); err != nil || r.ready() == nil {
+			t.Errorf("%v, up: %v", err, r.ready())
 		}
 	}
 	server.follow(nil)
@@ -427,8 +435,8 @@ func TestWatchHearsOfSwapsAlsoAfterARestart(t *testing.T) {
 	<-resubscribed
 	swap := func(name string) {
 		t.Helper()
-		other.add(ctx, name, []byte("1"), time.Minute)
-		if ok, err := other.swap(ctx, name, []byte("1"), []byte("2"), time.Minute); !ok || err != nil {
+		other.first(ctx, name, []byte("1"), time.Minute)
+		if ok, err := other.replace(ctx, name, "1", "2", time.Minute); !ok || err != nil {
 			t.Fatal(ok, err)
 		}
 		if got := <-changed; got != name {
@@ -454,7 +462,7 @@ func TestWatchSaysOnceThatItMayNotSubscribe(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 	defer cancel()
 	r.watch(ctx, func(string) {}, func() { t.Error("subscribed") })
-	if logged.count("tells of no changes") != 1 || !r.up() {
+	if logged.count("tells of no changes") != 1 || r.ready() != nil {
 		t.Error("not one line")
 	}
 }
@@ -473,14 +481,31 @@ func TestHealthIsKnownWhileNobodyAsks(t *testing.T) {
 		for _, up := range []bool{true, false, false, true} {
 			away.Store(!up)
 			time.Sleep(redisPingEvery)
-			if synctest.Wait(); r.up() != up {
-				t.Errorf("up is %v, want %v", r.up(), up)
+			if synctest.Wait(); up != (r.ready() == nil) {
+				t.Errorf("up is %v, want %v", r.ready(), up)
 			}
 		}
 		cancel()
 		watching.Wait()
 		if logged.count("Redis is away") != 1 || logged.count("Redis is back") != 1 {
 			t.Error("not one line each")
+		}
+	})
+}
+
+func TestRedisThatDoesOnlyHalfIsAwayAllTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		r, logged := fakeRedis(t, func(_ int, conn net.Conn, commands *bufio.Reader) {
+			for args := readCommand(commands); args != nil; args = readCommand(commands) {
+				answer := map[string]string{"SET": "$-1\r\n", "EVAL": "-NOPERM x\r\n"}[args[0]]
+				io.WriteString(conn, answer)
+			}
+		})
+		r.watchHealth(ctx)
+		if r.ready() == nil || logged.count("level") != 1 {
+			t.Errorf("%v, %d lines", r.ready(), logged.count("level"))
 		}
 	})
 }
@@ -550,7 +575,7 @@ func readCommand(in *bufio.Reader) (args []string) {
 
 func TestWhatIsNotRedisFailsWithinItsTime(t *testing.T) {
 	for _, answer := range []string{
-		"", "HTTP/1.1 400 Bad Request\r\n\r\n", "$536870912\r\n", "$9223372036854775808\r\n", "$-2\r\n", "$65537\r\n",
+		"", "HTTP/1.1 400 Bad Request\r\n\r\n", "$536870912\r\n", "$9223372036854775808\r\n", "$-2\r\n", "$1048577\r\n",
 		"*1000000\r\n", "*0\r\n", "*-1\r\n", "*2\r\n$1\r\na\r\n", "$5\r\nab", "$2\r\nabcd", "+OK\n", "\r\n", "+OK",
 		"*3\r\n*3\r\n+a\r\n+b\r\n+c\r\n+d\r\n+e\r\n", "*1\r\n-ERR no\r\n", ":" + strings.Repeat("1", 5000), "\x00\xff\r\n",
 		"*2\r\n+a\r\n+b\r\n", "-LOADING Redis is loading the dataset in memory\r\n",
@@ -565,8 +590,8 @@ func TestWhatIsNotRedisFailsWithinItsTime(t *testing.T) {
 					}
 				})
 				start := time.Now()
-				value, err := r.get(t.Context(), "a")
-				if value != nil || !errors.Is(err, errStoreUnavailable) || time.Since(start) > redisTimeout || r.up() {
+				value, err := r.read(t.Context(), "a")
+				if value != nil || !errors.Is(err, errStoreUnavailable) || time.Since(start) > redisTimeout || r.ready() == nil {
 					t.Errorf("%q: %q, %v after %v", answer, value, err, time.Since(start))
 				}
 			})
@@ -587,7 +612,7 @@ func TestConnectionCutInAnAnswerCostsNoCommandUnlessItWasNew(t *testing.T) {
 		})
 		for _, want := range []string{"1", "1"} { // on a connection of its own; on an old one that is cut
 			for range redisConns {
-				if value, err := r.get(t.Context(), "a"); string(value) != want || err != nil {
+				if value, err := r.read(t.Context(), "a"); string(value) != want || err != nil {
 					t.Fatalf("got %q, %v, want %q", value, err, want)
 				}
 			}
@@ -610,7 +635,7 @@ func TestFailoverSendsTheCommandToTheNewMaster(t *testing.T) {
 			})
 			for i := range 3 * redisConns {
 				failedOver.Store(i >= redisConns)
-				if won, err := r.swap(t.Context(), "a", nil, nil, time.Minute); !won || err != nil {
+				if won, err := r.replace(t.Context(), "a", "", "", time.Minute); !won || err != nil {
 					t.Fatal(won, err)
 				}
 			}
@@ -625,8 +650,8 @@ func TestEndOfTheContextCutsNoCommandOff(t *testing.T) {
 	r, _ := startRedis(t).client()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if added, err := r.add(ctx, "a", []byte("1"), time.Minute); !added || err != nil {
-		t.Error(added, err)
+	if _, err := r.first(ctx, "a", []byte("1"), time.Minute); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -322,6 +322,10 @@ func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) s
 				"WECHAT_APPSECRET: must not be set with -demo, where anyone can log in as anyone",
 				"WECHAT_APPSECRET：不能与 -demo 同用，因为 -demo 时任何人都能以任何身份登录"))
 		}
+		if values["REDIS_URL"] != "" {
+			conflicts = append(conflicts, l.say("REDIS_URL: must not be set with -demo, which simulates WeChat for one process",
+				"REDIS_URL：不能与 -demo 同用，-demo 只为单个进程模拟微信"))
+		}
 		if values["TLS_CERT"] != "" {
 			conflicts = append(conflicts, l.say(
 				"TLS_CERT (-tls-cert): must not be set with -demo, which speaks plain http",
@@ -333,6 +337,11 @@ func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) s
 			"WECHAT_APPID": "wx0123456789abcdef", "WECHAT_TOKEN": "simulated", "ADDR": "127.0.0.1:8080"} {
 			values[name] = cmp.Or(values[name], value)
 		}
+	}
+	if values["REDIS_URL"] != "" && values["SESSION_SECRET"] == "" {
+		conflicts = append(conflicts, l.say(
+			"SESSION_SECRET: must be set with REDIS_URL, the same for all replicas, or they do not believe each other's sessions",
+			"SESSION_SECRET：使用 REDIS_URL 时必须设置，且各实例相同，否则彼此不认对方签发的会话"))
 	}
 	if (values["TLS_CERT"] == "") != (values["TLS_KEY"] == "") {
 		conflicts = append(conflicts, l.say("TLS_CERT (-tls-cert), TLS_KEY (-tls-key): must both be set, or neither",

@@ -24,6 +24,9 @@ const (
 	// lookAgain is how often who waits reads a record that replicas share, in case
 	// the word of its change got lost.
 	lookAgain = 5 * time.Second
+	// claimTTL is how long an OAuth code can be on its way to WeChat and back. A
+	// replica that was killed meanwhile keeps nobody from trying again.
+	claimTTL = 10 * time.Second
 	// sweepEvery is how often the tickets that have ended are forgotten.
 	sweepEvery = 2 * time.Second
 )
@@ -96,14 +99,18 @@ type record struct {
 	Since  time.Time // when the ticket came to its status
 	Ends   time.Time // of the status: from then on the ticket has expired
 	Codes  []attempt // of flow B, never changed in place
-	Nonce  string    // in Redis: tells records apart that are else alike
+	held   string    // in Redis: the record as it is there
 }
 
 // An attempt is an OAuth code that a phone has brought.
 type attempt struct {
-	Code    key     // its digest
-	Outcome outcome // outcomeNone while it is being exchanged
+	Code    key       // its digest
+	Outcome outcome   // outcomeNone while it is being exchanged
+	Since   time.Time // when that began
 }
+
+// lost tells whether nobody exchanges the code any more.
+func (a attempt) lost() bool { return a.Outcome == outcomeNone && time.Since(a.Since) > claimTTL }
 
 // waits tells whether somebody may still log in, or confirm, with the ticket.
 func (r *record) waits() bool { return r.Status == statusPending || r.Status == statusScanned }
@@ -265,14 +272,15 @@ func (r *record) outcome(code string) (came outcome, known bool) {
 }
 
 // claim notes that an OAuth code is to be exchanged for a login. It is true for
-// the one call that is to do so, over all replicas, and to settle the code then.
-// Otherwise the ticket knows the code, or takes none any more.
+// the one call that is to do so, over all replicas, and to settle the code within
+// claimTTL. Otherwise the ticket knows the code, or takes none any more.
 func (s *store) claim(ctx context.Context, k key, code string) (record, bool, error) {
 	return s.change(ctx, k, func(r record) (record, bool) {
+		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), attempt.lost)
 		if _, known := r.outcome(code); known || r.Status != statusPending || r.Flow != flowAuth || len(r.Codes) >= maxCodes {
 			return r, false
 		}
-		r.Codes = append(slices.Clip(r.Codes), attempt{Code: digest(code)})
+		r.Codes = append(r.Codes, attempt{Code: digest(code), Since: time.Now()})
 		return r, true
 	})
 }
@@ -290,7 +298,7 @@ func (s *store) settle(ctx context.Context, k key, code string, came outcome, wh
 		}
 		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), func(a attempt) bool { return a.Code == digest(code) })
 		if came != outcomeExpired {
-			r.Codes = append(r.Codes, attempt{digest(code), came})
+			r.Codes = append(r.Codes, attempt{Code: digest(code), Outcome: came})
 		}
 		return r, true
 	})

@@ -41,6 +41,7 @@ type wechat struct {
 	client                    *http.Client
 	log                       *slog.Logger
 	called                    func(path, result string) // is told of each call: "ok", "refused", "timeout" or "unreachable"
+	replicas                  bool                      // others like us fetch access tokens for the account
 	fetching                  chan struct{}             // has room for one: for whoever fetches an access token
 
 	mu      sync.Mutex // guards the fields below, for no longer than a look at them
@@ -60,7 +61,8 @@ type accessToken struct {
 // newWeChat returns a client of the account that the settings name.
 func newWeChat(c *config, log *slog.Logger) *wechat {
 	return &wechat{appID: c.appID, appSecret: c.appSecret, scope: c.scope, apiBase: c.apiBase, openBase: c.openBase, mpBase: c.mpBase,
-		client: newHTTPClient(), log: log, called: func(string, string) {}, fetching: make(chan struct{}, 1)}
+		client: newHTTPClient(), log: log, called: func(string, string) {}, fetching: make(chan struct{}, 1),
+		replicas: c.redisURL != nil}
 }
 
 // newHTTPClient returns the client for WeChat. It follows no redirect: the
@@ -113,11 +115,12 @@ func (c *wechat) lastToken() accessToken {
 
 // fetchToken asks for the stable token (稳定版接口调用凭据), which many programs can
 // share; where that is not offered, for the plain one, each of which ends the
-// former.
+// former: replicas would end each other's.
 func (c *wechat) fetchToken(ctx context.Context) accessToken {
 	got, err := c.call(ctx, "/cgi-bin/stable_token", nil, object{
 		"grant_type": "client_credential", "appid": c.appID, "secret": c.appSecret, "force_refresh": false})
-	if errors.Is(err, errNoSuchCall) || errors.Is(err, errRefused) && kindOf(err) == kindOther {
+	notOffered := errors.Is(err, errNoSuchCall) || errors.Is(err, errRefused) && kindOf(err) == kindOther
+	if notOffered && !c.replicas {
 		got, err = c.call(ctx, "/cgi-bin/token", url.Values{
 			"grant_type": {"client_credential"}, "appid": {c.appID}, "secret": {c.appSecret}}, nil)
 	}
