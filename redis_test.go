@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -284,6 +285,25 @@ func TestValuesInRedisEndWithTheirLife(t *testing.T) {
 		t.Error(err)
 	}
 	eventually(t, "a value ends", func() bool { value, err := r.read(ctx, "b"); return value == nil && err == nil })
+}
+
+// TestARecordOfAnotherVersionCanBeSwapped is for an update of one replica after the other.
+func TestARecordOfAnotherVersionCanBeSwapped(t *testing.T) {
+	server := startRedis(t)
+	r, _ := server.client()
+	s, k := newStore(time.Minute, r), digest("t")
+	record := fmt.Appendf(nil, `{"New":[1], "Status":"pending","Flow":"scan","Ends":%q}`, time.Now().Add(time.Minute).Format(time.RFC3339Nano))
+	_, err := r.first(t.Context(), k.String(), record, time.Minute)
+	must(t, err)
+	inTime(t, 5*time.Second, "the scan", func() {
+		if !s.scans(t, k, "alice") {
+			t.Error("nobody is logged in")
+		}
+	})
+	// A replica whose clock is behind still finds the result.
+	if left, _ := strconv.Atoi(server.do("PTTL", "wxscan:"+k.String())); left <= int(resultTTL.Milliseconds()) {
+		t.Errorf("Redis forgets the result after %d ms", left)
+	}
 }
 
 func TestRefusalsOfRedisAreInPlainWords(t *testing.T) {

