@@ -308,6 +308,9 @@ func (s *store) settle(ctx context.Context, k key, code string, came outcome, wh
 // wait returns the record of a ticket as soon as nothing more can be waited for
 // or news says so, after d, or when ctx ends.
 func (s *store) wait(ctx context.Context, k key, d time.Duration, news func(record) bool) (record, error) {
+	if d <= 0 {
+		return s.look(ctx, k)
+	}
 	for deadline := time.Now().Add(d); ; {
 		changed := s.waiting.join(k) // before the look: a change after it wakes us
 		r, err := s.look(ctx, k)
