@@ -530,7 +530,7 @@ func TestBrowserOnAPhoneSavesOrCopiesWhatItCannotScan(t *testing.T) {
 	b.screenshot("on-a-phone")
 	b.click(".wxscan-link") // the other way has no link that WeChat opens
 	b.wait(textOf(".wxscan-main"), "")
-	b.wait(textOf(".wxscan-button[download]"), "Save the picture")
+	b.wait(textOf(".wxscan-button[download]"), "Save picture")
 }
 
 // TestBrowserShowsTheDemosPhoneBesideTheLogin presses "scan" at the right and
@@ -719,6 +719,9 @@ func TestBrowserFitsEveryPage(t *testing.T) {
 			b.resize(width, height)
 			if got := b.script(overflow); got != "0" {
 				t.Errorf("the phone (%s) is %s pixels too wide at %d", flow, got, width)
+			}
+			if got, want := b.script("document.querySelector('main').offsetWidth"), strconv.Itoa(min(width, 384)); got != want {
+				t.Errorf("the phone (%s) is %s pixels wide at %d, want %s", flow, got, width, want)
 			}
 			b.screenshot(fmt.Sprintf("phone-%s-%d", flow, width))
 		}

@@ -24,7 +24,7 @@
     loading: say("正在获取二维码…", "正在取得 QR 碼…", "Getting a QR code…"), left: say("有效期剩余 ", "有效時間剩餘 ", "Valid for "),
     picture: say("登录二维码，请用微信扫描", "登入 QR 碼，請用微信掃描", "Login QR code, to be scanned with WeChat"),
     scan: say("请用微信扫一扫", "請用微信掃一掃", "Scan with WeChat"), hold: say("请长按识别二维码", "請長按辨識 QR 碼", "Press and hold"),
-    album: say("长按保存图片，在微信里扫一扫从相册选取", "長按儲存圖片，在微信裡掃一掃從相簿選取", "Save the picture, and scan it in WeChat"),
+    album: say("长按保存图片，\n在微信里扫一扫从相册选取", "長按儲存圖片，\n在微信裡掃一掃從相簿選取", "Save the picture, and scan it in WeChat"),
     orLink: say("或复制链接，在微信聊天中打开", "或複製連結，在微信聊天中開啟", "Or open the link in a WeChat chat"),
     follow: say("首次登录需关注公众号", "首次登入需關注公眾號", "The first time, follow the account"),
     agree: say("扫码后请按手机提示操作", "掃碼後請依手機提示操作", "Then look at your phone"),
@@ -34,8 +34,8 @@
     declined: say("已在手机上拒绝", "已在手機上拒絕", "Declined on the phone"), copied: say("已复制", "已複製", "Copied"),
     unfinished: say("登录未完成", "登入未完成", "You are not logged in"), retry: say("重试", "重試", "Try again"),
     refresh: say("刷新二维码", "重新整理 QR 碼", "New QR code"), another: say("换一种方式", "換一種方式", "Another way"),
-    save: say("保存图片", "儲存圖片", "Save the picture"), copyLink: say("复制链接", "複製連結", "Copy the link"),
-    logOut: say("退出登录", "登出", "Log out"), goOn: say("继续", "繼續", "Continue"), phone: say("模拟手机", "模擬手機", "Simulated phone"),
+    save: say("保存图片", "儲存圖片", "Save picture"), phone: say("模拟手机", "模擬手機", "Simulated phone"),
+    copyLink: say("复制链接", "複製連結", "Copy link"), logOut: say("退出登录", "登出", "Log out"), goOn: say("继续", "繼續", "Continue"),
   };
 
   // first resolves at the first of some events, each [target, name], or after ms
@@ -127,7 +127,7 @@
       if (signal.aborted) return;
       const give = () => copy(qr.url).then(() => this.say(words.copied, words.orLink));
       const link = onPhone && way === ways.auth && button("wxscan-main", words.copyLink, give);
-      const save = onPhone && make("a", "wxscan-button", { href: code.src, download: "login.png", innerText: words.save });
+      const save = onPhone && make("a", "wxscan-button", { href: code.src, download: "", innerText: words.save });
       const isDemo = qr.url && new URL(qr.url).pathname.startsWith("/demo/");
       this.look("", [code], [link, save, isDemo && simulate(qr.url), another]);
       if (onPhone) this.say(words.album, note || (link ? words.orLink : ""));
