@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
@@ -117,13 +118,26 @@ func serveUntilEnd(t *testing.T, address string, cmd *exec.Cmd) {
 	t.Fatalf("%s does not listen", cmd)
 }
 
-// freeAddress returns a loopback address with a port that was free just now.
+// lastPort is the last that freeAddress has given.
+var lastPort = func() *atomic.Int32 {
+	var port atomic.Int32
+	port.Store(20000 + rand.Int32N(10000))
+	return &port
+}()
+
+// freeAddress returns a loopback address whose port is free, and stays so while a
+// server is stopped and started: it is below those that outgoing connections get.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer listener.Close()
-	return listener.Addr().String()
+	for range 1000 {
+		address := fmt.Sprint("127.0.0.1:", lastPort.Add(1))
+		if listener, err := net.Listen("tcp", address); err == nil {
+			listener.Close()
+			return address
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
 }
 
 // An echo is a request as a backend got it.

@@ -23,13 +23,13 @@ import (
 )
 
 const (
-	redisTimeout   = time.Second      // of one try of a command, dialing included; there are two at most
-	redisConns     = 16               // commands under way at once
-	redisPingEvery = 2 * time.Second  // a connection can be lost without either end being told
-	redisSlack     = 10 * time.Second // how far the clocks of replicas may differ
-	maxRedisValue  = 1 << 20          // bytes that Redis can make us read; a record has some KiB
-	redisChannel   = "changed"        // after the prefix
-	redisURLFormat = `rediss?://([^:@/?#]*:[^/?#]+@)?([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[0-9]{0,9})?`
+	redisTimeout    = time.Second      // of one try of a command, dialing included; there are two at most
+	redisConns      = 16               // commands under way at once
+	redisCheckEvery = 2 * time.Second  // also publishes something, for the subscription to hear
+	redisSlack      = 10 * time.Second // how far the clocks of replicas may differ
+	maxRedisValue   = 1 << 20          // bytes that Redis can make us read; a record has some KiB
+	redisChannel    = "changed"        // after the prefix
+	redisURLFormat  = `rediss?://([^:@/?#]*:[^/?#]+@)?([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[0-9]{0,9})?`
 
 	// swapScript puts ARGV[2] in the place of ARGV[1]. It is true again for
 	// whoever has done so and asks again, because the answer was lost.
@@ -155,7 +155,7 @@ func (r *redis) replace(ctx context.Context, name, old, next string, life time.D
 // milliseconds is a life as PX takes it, which knows no 0.
 func milliseconds(d time.Duration) string { return strconv.FormatInt(max(1, d.Milliseconds()), 10) }
 
-// check tries what Redis must do. A read-only replica, say, does only some of it.
+// check tries what Redis must do, all of it: a read-only replica does some.
 func (r *redis) check(ctx context.Context) error {
 	name := "check:" + rand.Text()
 	_, err := r.first(ctx, name, []byte("old"), redisTimeout)
@@ -170,7 +170,7 @@ func (r *redis) check(ctx context.Context) error {
 
 // watchHealth notices that Redis is away, or back, until ctx ends.
 func (r *redis) watchHealth(ctx context.Context) {
-	for ; ctx.Err() == nil; pause(ctx, redisPingEvery) {
+	for ; ctx.Err() == nil; pause(ctx, redisCheckEvery) {
 		r.check(ctx)
 	}
 }
@@ -259,7 +259,8 @@ func (r *redis) watch(ctx context.Context, changed func(name string), resubscrib
 	}
 }
 
-// subscribe is one subscription, until it breaks.
+// subscribe is one subscription, until it breaks. It can without either end being
+// told: one that does not even hear of our own checks is replaced.
 func (r *redis) subscribe(ctx context.Context, changed func(name string), resubscribed func()) error {
 	starting, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()
@@ -270,13 +271,15 @@ func (r *redis) subscribe(ctx context.Context, changed func(name string), resubs
 	}
 	defer context.AfterFunc(ctx, func() { c.Conn.Close() })()
 	message, err := c.ask(starting, "SUBSCRIBE", r.prefix+redisChannel)
-	for ; err == nil; message, err = c.next() {
+	for err == nil {
 		switch string(message[0]) {
 		case "subscribe":
 			resubscribed()
 		case "message":
 			changed(string(message[len(message)-1]))
 		}
+		c.SetDeadline(time.Now().Add(redisCheckEvery + 2*redisTimeout))
+		message, err = readReply(c.in)
 	}
 	return err
 }
@@ -305,19 +308,6 @@ func (c *redisConn) ask(ctx context.Context, args ...string) ([][]byte, error) {
 	if _, err := c.Write(command); err != nil {
 		return nil, err
 	}
-	return readReply(c.in)
-}
-
-// next returns the next message of a subscription. After a silence it asks for one.
-func (c *redisConn) next() ([][]byte, error) {
-	c.SetDeadline(time.Now().Add(redisPingEvery))
-	_, err := c.in.Peek(1)
-	ctx, cancel := context.WithTimeout(context.Background(), redisTimeout)
-	defer cancel()
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return c.ask(ctx, "PING")
-	}
-	c.SetDeadline(time.Now().Add(redisTimeout))
 	return readReply(c.in)
 }
 

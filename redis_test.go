@@ -39,10 +39,8 @@ type realRedis struct {
 func startRedis(t *testing.T, args ...string) *realRedis {
 	t.Helper()
 	program(t, "redis-server", "redis-server")
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	_, port, err := net.SplitHostPort(freeAddress(t))
 	must(t, err)
-	_, port, _ := net.SplitHostPort(free.Addr().String())
-	free.Close()
 	s := &realRedis{t: t, dir: t.TempDir(), port: port, args: args}
 	s.start()
 	t.Cleanup(s.kill)
@@ -311,7 +309,7 @@ func TestRefusalsOfRedisAreInPlainWords(t *testing.T) {
 	locked := startRedis(t, "--requirepass", "secret")
 	users := startRedis(t, "--user", "default", "on", "nopass", "~*", "&*", "+@all",
 		"--user", "me", "on", ">secret", "~wxscan:*", "&wxscan:*", "-@all",
-		"+set", "+get", "+eval", "+publish", "+subscribe", "+ping", "+select",
+		"+set", "+get", "+eval", "+publish", "+subscribe", "+select",
 		"--user", "other", "on", ">secret", "~other:*", "&*", "+@all",
 		"--user", "mute", "on", ">secret", "~*", "resetchannels", "+@all")
 	cluster := startRedis(t, "--cluster-enabled", "yes", "--appendonly", "no")
@@ -500,7 +498,7 @@ func TestHealthIsKnownWhileNobodyAsks(t *testing.T) {
 		watching.Go(func() { r.watchHealth(ctx) })
 		for _, up := range []bool{true, false, false, true} {
 			away.Store(!up)
-			time.Sleep(redisPingEvery)
+			time.Sleep(redisCheckEvery)
 			if synctest.Wait(); up != (r.ready() == nil) {
 				t.Errorf("up is %v, want %v", r.ready(), up)
 			}
@@ -542,10 +540,7 @@ func TestRedissTrustsTheCertificatesOfREDIS_CA(t *testing.T) {
 	}
 	write(ca, "CERTIFICATE", signer.Certificate().Raw)
 	write(keyFile, "PRIVATE KEY", private)
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	address := free.Addr().String()
-	free.Close()
+	address := freeAddress(t)
 	_, port, _ := net.SplitHostPort(address)
 	startRedis(t, "--tls-port", port, "--tls-cert-file", ca, "--tls-key-file", keyFile,
 		"--tls-ca-cert-file", ca, "--tls-auth-clients", "no")
@@ -675,35 +670,55 @@ func TestEndOfTheContextCutsNoCommandOff(t *testing.T) {
 	}
 }
 
-func TestSilentSubscriptionIsAskedAndThenReplaced(t *testing.T) {
+func TestASubscriptionThatHearsNotEvenOfChecksIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		var dialed, pings atomic.Int32
+		var dialed atomic.Int32
 		r, _ := fakeRedis(t, func(n int, conn net.Conn, commands *bufio.Reader) {
 			dialed.Store(int32(n))
 			readCommand(commands)
 			io.WriteString(conn, "*3\r\n$9\r\nsubscribe\r\n$14\r\nwxscan:changed\r\n:1\r\n")
-			for args := readCommand(commands); args != nil; args = readCommand(commands) {
-				if pings.Add(1) <= 3 {
-					io.WriteString(conn, "*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+			for range 3 {
+				time.Sleep(redisCheckEvery)
+				if _, err := io.WriteString(conn, "*3\r\n$7\r\nmessage\r\n$14\r\nwxscan:changed\r\n$7\r\ncheck:X\r\n"); err != nil {
+					return
 				}
 			}
+			io.Copy(io.Discard, commands)
 		})
 		start, resubscribed := time.Now(), make(chan time.Duration, 10)
 		var watching sync.WaitGroup
 		watching.Go(func() {
-			r.watch(ctx, func(string) { t.Error("a change") }, func() { resubscribed <- time.Since(start) })
+			r.watch(ctx, func(string) {}, func() { resubscribed <- time.Since(start) })
 		})
-		// Three pings are answered, the fourth is not; then a pause.
-		if first, second := <-resubscribed, <-resubscribed; first != 0 || second != 4*redisPingEvery+2*redisTimeout {
+		want := 4*redisCheckEvery + 3*redisTimeout // with the patience for a slow check, and the pause
+		if first, second := <-resubscribed, <-resubscribed; first != 0 || second != want {
 			t.Errorf("subscribed after %v and %v", first, second)
 		}
 		cancel()
 		watching.Wait()
+		time.Sleep(redisCheckEvery) // until the fake has noticed
 		if dialed.Load() != 2 {
 			t.Errorf("%d connections", dialed.Load())
 		}
 	})
+}
+
+func TestASubscriptionHearsOfItsOwnChecks(t *testing.T) {
+	r, _ := startRedis(t).client()
+	ctx, cancel := context.WithCancel(t.Context())
+	heard, ended := make(chan string, 10), make(chan bool)
+	go func() {
+		defer close(ended)
+		r.watch(ctx, func(name string) { heard <- name }, func() { heard <- "subscribed" })
+	}()
+	<-heard
+	must(t, r.check(ctx))
+	if name := <-heard; !strings.HasPrefix(name, "check:") {
+		t.Error(name)
+	}
+	cancel()
+	<-ended
 }
 
 func FuzzReaderOfRedis(f *testing.F) {

@@ -432,6 +432,19 @@ func TestReplicasMustShareASessionSecretAndAreNoDemo(t *testing.T) {
 	}
 }
 
+func TestComposeStartsTheReplicasThatNginxAsks(t *testing.T) {
+	compose := content(t, "compose.yaml")
+	services := named(t, compose, `(?m)^  (wxscan-\d):`)
+	if asked := named(t, content(t, "deploy/replicas.conf"), `server (wxscan-\d):8080`); !slices.Equal(services, asked) {
+		t.Errorf("nginx asks %q, there are %q", asked, services)
+	}
+	var known []string
+	for _, s := range new(config).settings() {
+		known = append(known, s.env)
+	}
+	among(t, known, named(t, compose, `(?m)^      ([A-Z_]+):`), "there is no setting")
+}
+
 func TestReplicasFetchNoPlainTokenWhichWouldEndTheOthers(t *testing.T) {
 	t.Setenv("WXSCAN_REDIS", "redis://127.0.0.1:"+startRedis(t).port)
 	w := newWorld(t)

@@ -280,7 +280,7 @@ func TestWaitEnds(t *testing.T) {
 
 func TestNoWakeUpIsLost(t *testing.T) {
 	s := emptyStore(t, time.Minute, 10_000)
-	for i := range 1000 {
+	for i := range 500 {
 		k := s.start(t, strconv.Itoa(i))
 		var wg sync.WaitGroup
 		wg.Go(func() { s.scans(t, k, "alice") })
@@ -293,7 +293,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 
 func TestFirstScanWinsARace(t *testing.T) {
 	s := emptyStore(t, time.Minute, 10_000)
-	for i := range 50 {
+	for i := range 20 {
 		k := s.start(t, strconv.Itoa(i))
 		var wins atomic.Int32
 		var winner atomic.Value
