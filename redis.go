@@ -148,7 +148,8 @@ func (r *redis) first(ctx context.Context, name string, value []byte, life time.
 
 // replace puts next in the place of old, for life, and tells all who watch.
 func (r *redis) replace(ctx context.Context, name, old, next string, life time.Duration) (bool, error) {
-	won, err := r.do(ctx, "EVAL", swapScript, "1", r.prefix+name, old, next, milliseconds(life), r.prefix+redisChannel, name)
+	won, err := r.do(ctx, "EVAL", swapScript, "1", r.prefix+name,
+		old, next, milliseconds(life), r.prefix+redisChannel, name)
 	return string(won) == "1", err
 }
 
