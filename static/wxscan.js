@@ -20,6 +20,7 @@
     too_many_tickets: say("登录的人太多，请稍后再试", "登入的人太多，請稍後再試", "Too many people just now. Try again in a moment."),
     rate_limited: say("操作太频繁，请稍后再试", "操作太頻繁，請稍後再試", "Too many requests. Try again in a moment."),
     lost: say("网络连接中断，正在重试…", "網路連線中斷，正在重試…", "The connection is lost. Trying again…"),
+    store_unavailable: say("服务暂时不可用，正在重试…", "服務暫時無法使用，正在重試…", "Logins are down just now. Trying again…"),
     error: say("出错了，请重试", "發生錯誤，請重試", "Something went wrong. Please try again."),
     loading: say("正在获取二维码…", "正在取得 QR 碼…", "Getting a QR code…"), left: say("有效期剩余 ", "有效時間剩餘 ", "Valid for "),
     picture: say("登录二维码，请用微信扫描", "登入 QR 碼，請用微信掃描", "Login QR code, to be scanned with WeChat"),
@@ -263,7 +264,7 @@
         }
         renewed = failed = 0;
         const pressed = stop(words[err.code] || words.error, words.retry);
-        await (err.code === "lost" ? Promise.race([pressed, sleep(15e3, signal)]) : pressed);
+        await (["lost", "store_unavailable"].includes(err.code) ? Promise.race([pressed, sleep(10e3, signal)]) : pressed);
         continue;
       }
       if (signal.aborted) return;
