@@ -100,9 +100,11 @@ func check(ctx context.Context, args []string, getenv func(string) string, stdou
 	}
 	d.wechat = newWeChat(&d.config, slog.New(slog.DiscardHandler))
 	d.report("settings", "✓", "the settings are complete and well-formed", "设置齐全，格式正确")
-	if d.clock(ctx) {
+	switch isThere := d.clock(ctx); {
+	case d.config.appSecret == "": // for flow C, WeChat's API is not needed
+	case isThere:
 		d.account(ctx)
-	} else {
+	default:
 		d.report("access_token", "–",
 			"not tried, as WeChat does not answer: whether it gives access tokens and QR codes",
 			"微信没有应答，未检查能否取得 access token 和二维码")
@@ -132,7 +134,7 @@ func (d *doctor) clock(ctx context.Context) bool {
 		d.bad("clock", "", "%s does not tell the time: is that WeChat, or a proxy to it?",
 			"%s 的应答没有时间：那是微信或其代理吗？", api)
 	case apart > 5*time.Minute || d.config.maxSkew > 0 && apart > d.config.maxSkew:
-		d.bad("clock", "A", "this computer's clock and WeChat's are %v apart: set it right "+
+		d.bad("clock", "AC", "this computer's clock and WeChat's are %v apart: set it right "+
 			"(timedatectl set-ntp true); PUSH_MAX_SKEW bears %v",
 			"本机时钟与微信相差 %v：请校准（timedatectl set-ntp true）；PUSH_MAX_SKEW 容许 %v",
 			apart.Round(time.Minute), d.config.maxSkew)
@@ -225,7 +227,7 @@ func (d *doctor) interfaceURL(ctx context.Context) {
 	target := d.config.interfaceURL() + "?" + query.Encode()
 	resp, body, err := sendAsWeChat(ctx, d.wechat.client, http.MethodGet, target, nil)
 	if err != nil {
-		d.trouble(step, "AB", err, us)
+		d.trouble(step, "ABC", err, us)
 		return
 	}
 	isHTML := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html")
@@ -233,7 +235,7 @@ func (d *doctor) interfaceURL(ctx context.Context) {
 	switch status := resp.StatusCode; {
 	case status/100 == 3 && noNext == nil:
 		next = &url.URL{Scheme: next.Scheme, Host: next.Host, Path: next.Path} // the rest has our signature
-		d.bad(step, "AB",
+		d.bad(step, "ABC",
 			"%s redirects to %q, and WeChat does not follow: make PUBLIC_URL the address that answers itself",
 			"%s 跳转到 %q，而微信不会跟随：PUBLIC_URL 应为直接应答的地址", us, next)
 	case status == 200 && string(body) == echo && d.isProxied() && resp.Header.Get(forwardedHeader) == "missing":
@@ -244,14 +246,14 @@ func (d *doctor) interfaceURL(ctx context.Context) {
 	case status == 200 && string(body) == echo:
 		d.report(step, "✓", "%s answers WeChat's check of the interface URL", "%s 能通过微信对接口 URL 的验证", us)
 	case status == 403 && strings.Contains(string(body), `"bad_signature"`):
-		d.bad(step, "A", "%s: wxscan answers, but has another Token: start it with this WECHAT_TOKEN",
+		d.bad(step, "AC", "%s: wxscan answers, but has another Token: start it with this WECHAT_TOKEN",
 			"%s：wxscan 的 Token 不同：请用此 WECHAT_TOKEN 启动它", us)
 	case isHTML && (status == 200 || status == 511):
-		d.bad(step, "AB", "%s answers with a web page: a tunnel's warning (ngrok, localtunnel), which WeChat cannot "+
+		d.bad(step, "ABC", "%s answers with a web page: a tunnel's warning (ngrok, localtunnel), which WeChat cannot "+
 			"click away, or another program",
 			"%s 返回的是网页：内网穿透的提示页（ngrok 免费版、localtunnel，微信无法点过），或是别的程序", us)
 	default:
-		d.bad(step, "AB", "%s: HTTP %d, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, "+
+		d.bad(step, "ABC", "%s: HTTP %d, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, "+
 			"to where it runs? Is it https there?", "%s：HTTP %d，但应答的不是 wxscan："+
 			"代理或内网穿透把 /wechat/ 原样转到它运行的端口了吗？那里是 https 吗？", us, status)
 	}
@@ -279,9 +281,9 @@ func (d *doctor) port() {
 	if isPublic && slices.Contains([]string{"", "80", "443"}, us.Port()) || site(d.config.apiBase).Scheme != "https" {
 		return
 	}
-	d.bad("public_port", "A",
-		"WeChat pushes to ports 80 and 443 of public addresses alone, and %s is none: flow A hears of no scan",
-		"微信只向公网地址的 80、443 端口推送，而 %s 不是：方式 A 收不到扫码事件", us)
+	d.bad("public_port", "AC",
+		"WeChat pushes to ports 80 and 443 of public addresses alone, and %s is none: wxscan hears of no scan and no message",
+		"微信只向公网地址的 80、443 端口推送，而 %s 不是：收不到扫码事件和消息", us)
 }
 
 func (d *doctor) toEnter() {
@@ -298,20 +300,28 @@ func (d *doctor) toEnter() {
 			"to choose and enter there: safe mode (安全模式), as EncodingAESKey the value of WECHAT_AES_KEY",
 			"并选择安全模式，EncodingAESKey 为 WECHAT_AES_KEY 的值")
 	}
+	if d.config.appSecret == "" {
+		return
+	}
 	d.report("authorization", "→", "to enter as the authorization domain (网页授权域名): %s",
 		"请填写网页授权域名：%s", d.config.domain())
 }
 
-// flows gives the verdict. Flow C has its own line here, once there is one.
+// flows gives the verdict.
 func (d *doctor) flows() {
-	if strings.Contains(d.broken, "A") {
-		d.report("flow_a", "✗", "A: not ready, see above", "方式 A：未就绪，见上文")
-	} else {
-		d.report("flow_a", "✓", "A: ready", "方式 A：就绪")
+	verdict := func(letter, more, moreInChinese string) {
+		step := "flow_" + strings.ToLower(letter)
+		if strings.Contains(d.broken, letter) {
+			d.report(step, "✗", "%s: not ready, see above", "方式 %s：未就绪，见上文", letter)
+			return
+		}
+		d.report(step, "✓", letter+": ready"+more, "方式 "+letter+"：就绪"+moreInChinese)
 	}
-	if strings.Contains(d.broken, "B") {
-		d.report("flow_b", "✗", "B: not ready, see above", "方式 B：未就绪，见上文")
-	} else {
-		d.report("flow_b", "✓", "B: ready, but only a phone can try the domain", "方式 B：就绪，但授权域名只能用手机验证")
+	if d.config.appSecret != "" {
+		verdict("A", "", "")
+		verdict("B", ", but only a phone can try the domain", "，但授权域名只能用手机验证")
+	}
+	if d.config.offers(flowCode) {
+		verdict("C", "", "")
 	}
 }

@@ -50,6 +50,8 @@ type grant struct {
 
 const maxGrants = 100_000 // bounds the memory of a simulator that strangers can reach
 
+var errOpenID = errors.New("openid: 1 to 64 bytes")
+
 // newDemo returns the simulator of the account that config is of.
 func newDemo(config config, client *http.Client, tickets *store) *demo {
 	d := &demo{ServeMux: http.NewServeMux(), config: config, tickets: tickets, client: client,
@@ -71,6 +73,8 @@ func newDemo(config config, client *http.Client, tickets *store) *demo {
 	d.HandleFunc("GET /demo/avatar.svg", d.avatar)
 	d.HandleFunc("/demo/q/{id}", d.phone)
 	d.HandleFunc("/demo/connect/oauth2/authorize", d.phone)
+	d.HandleFunc("GET /demo/qr/code", d.showAccount)
+	d.HandleFunc("/demo/chat", d.chat)
 	d.HandleFunc("POST /demo/scan", d.scan)
 	return d
 }
@@ -276,8 +280,37 @@ func bubble(message string) markup {
 	return markup(chatLink.ReplaceAllString(html.EscapeString(message), `<a href="$1">$2</a>`))
 }
 
-// scan is the phone for curl: it scans the QR code of a live ticket of either
-// flow, as openid. event is that of a button on the phone's page.
+// showAccount shows the account's own QR code, which leads to the chat with it.
+func (d *demo) showAccount(w http.ResponseWriter, r *http.Request) {
+	picture, err := qrPNG(d.config.publicURL + "/demo/chat")
+	if r.FormValue("username") != d.config.account || err != nil {
+		http.NotFound(w, r)
+		return
+	}
+	write(w, http.StatusOK, "image/png", picture) // with WeChat, a JPEG
+}
+
+// chat is the phone that has opened the chat with the account. With the event
+// subscribe it follows the account, else it sends content, if there is any.
+func (d *demo) chat(w http.ResponseWriter, r *http.Request) {
+	openID, content, event := r.PostFormValue("openid"), r.PostFormValue("content"), r.PostFormValue("event")
+	status, shown := http.StatusOK, ""
+	var err error
+	switch {
+	case content == "" && event == "":
+	case event == "subscribe":
+		shown, err = d.push(r.Context(), openID, "subscribe", "", "")
+	default:
+		shown, err = d.say(r.Context(), openID, content)
+	}
+	if err != nil {
+		status, shown = http.StatusBadRequest, err.Error()
+	}
+	d.config.writePage(w, status, "static/demo/phone.html", "Site", d.config.site(), "Asks", "code", "Reply", bubble(shown))
+}
+
+// scan is the phone for curl: it scans the QR code of a live ticket, or sends its
+// digits, as openid. event is that of a button on the phone's page.
 func (d *demo) scan(w http.ResponseWriter, r *http.Request) {
 	ticket, err := d.tickets.look(r.Context(), digest(r.FormValue("ticket")))
 	if err != nil || ticket.Status == statusExpired {
@@ -286,7 +319,12 @@ func (d *demo) scan(w http.ResponseWriter, r *http.Request) {
 	}
 	link, isAuth := strings.CutSuffix(ticket.QR, "#wechat_redirect")
 	event := map[bool]string{true: "allow", false: "scan"}[isAuth]
-	shown, err := d.act(r.Context(), link, r.FormValue("openid"), cmp.Or(r.FormValue("event"), event))
+	var shown string
+	if ticket.Flow == flowCode {
+		shown, err = d.say(r.Context(), r.FormValue("openid"), ticket.QR)
+	} else {
+		shown, err = d.act(r.Context(), link, r.FormValue("openid"), cmp.Or(r.FormValue("event"), event))
+	}
 	if isAuth && err == nil {
 		var resp *http.Response
 		back := d.server + strings.TrimPrefix(shown, d.config.publicURL)
@@ -324,7 +362,7 @@ func (d *demo) act(ctx context.Context, link, openID, event string) (string, err
 	case event == "":
 		return "", nil
 	case openID == "" || len(openID) > 64:
-		return "", errors.New("openid: 1 to 64 bytes")
+		return "", errOpenID
 	case isQR && event == "scan":
 		return d.push(ctx, openID, "SCAN", qr.scope, qr.of)
 	case isQR && event == "subscribe":
@@ -340,14 +378,35 @@ func (d *demo) act(ctx context.Context, link, openID, event string) (string, err
 	return redirect + "?code=" + code + "&state=" + auth[4], err
 }
 
-// push sends an event to the account's server, three times if it is not
-// answered. It returns what the user sees.
+// push sends an event to the account's server. It returns what the user sees.
 func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string) (string, error) {
 	query, message, err := d.config.signedPush(openID, event, eventKey, ticket)
+	if err != nil {
+		return "", err
+	}
+	return d.deliver(ctx, query, message)
+}
+
+// say sends a text message to the account's server. It returns what the user sees.
+func (d *demo) say(ctx context.Context, openID, content string) (string, error) {
+	if openID == "" || len(openID) > 64 {
+		return "", errOpenID
+	}
+	query, message, err := d.config.signedText(openID, content)
+	if err != nil {
+		return "", err
+	}
+	return d.deliver(ctx, query, message)
+}
+
+// deliver sends a push to the account's server, three times if it is not
+// answered. It returns what the user sees.
+func (d *demo) deliver(ctx context.Context, query url.Values, message []byte) (string, error) {
+	var err error
 	key := d.config.aesKey
 	var status int
 	var body []byte
-	for try := 1; try <= 3 && err == nil && status == 0; try++ {
+	for try := 1; try <= 3 && status == 0; try++ {
 		if resp, answer, _ := sendAsWeChat(ctx, d.client, http.MethodPost, d.server+"/wechat/message?"+query.Encode(), message); resp != nil {
 			status, body = resp.StatusCode, answer
 		}

@@ -53,10 +53,13 @@ type server struct {
 	wechat   *wechat
 	pushes   *pushGuard
 	guesses  *guessGuard
-	askers   *limiter // who asks for QR codes, by client
-	viewers  *limiter // who has them drawn, by client
-	badCodes *limiter // OAuth codes that WeChat calls invalid, by client
-	talk     *limiter // log lines that strangers can cause, by kind
+	askers   *limiter    // who asks for QR codes, by client
+	viewers  *limiter    // who has them drawn, by client
+	badCodes *limiter    // OAuth codes that WeChat calls invalid, by client
+	mistypes *guessGuard // digits that are nobody's, by sender
+	codes    *limiter    // codes that are sent, by sender
+	misses   *limiter    // wrong codes of wechat-server's clients
+	talk     *limiter    // log lines that strangers can cause, by kind
 	signer   *signer
 	parked   parking // polls
 	metrics  metrics
@@ -68,8 +71,10 @@ func newServer(config config, log *slog.Logger) *server {
 		local:  &localRecords{max: int64(config.maxTickets)},
 		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID, ttl: config.sessionTTL, allowedOrigins: config.allowedOrigins},
 		wechat: newWeChat(&config, log),
-		pushes: newPushGuard(config.maxSkew), guesses: newGuessGuard(), askers: newLimiter(config.qrRate), viewers: newLimiter(10 * config.qrRate),
+		pushes: newPushGuard(config.maxSkew), guesses: newGuessGuard(maxWrong, maxAllWrong, time.Minute), askers: newLimiter(config.qrRate), viewers: newLimiter(10 * config.qrRate),
 		badCodes: newLimiter(10), talk: newLimiter(600),
+		mistypes: newGuessGuard(maxMistypes, maxAllMistypes, 10*time.Minute),
+		codes:    newLimiter(maxCodesSent), misses: newLimiter(maxMisses),
 		metrics: metrics{counts: make(map[string]int)}}
 	s.tickets = newStore(config.ttl, s.local)
 	if config.redisURL != nil {
@@ -116,8 +121,13 @@ func (s *server) routes() http.Handler {
 	handle("GET /wechat/message/{$}", s.verifyURL)
 	handle("POST /wechat/message", s.receive)
 	handle("POST /wechat/message/{$}", s.receive)
-	handle("GET /wechat/getloginqr", s.notElsewhere(s.limited(s.beginScan)))
-	handle("GET /wechat/getauthqr", s.notElsewhere(s.limited(s.beginAuth)))
+	if s.config.appSecret != "" {
+		handle("GET /wechat/getloginqr", s.notElsewhere(s.limited(s.beginScan)))
+		handle("GET /wechat/getauthqr", s.notElsewhere(s.limited(s.beginAuth)))
+	}
+	if s.config.offers(flowCode) {
+		handle("GET /wechat/getlogincode", s.notElsewhere(s.limited(s.beginCode)))
+	}
 	handle("GET /wechat/qr.png", s.draw)
 	handle("GET /wechat/qr.svg", s.draw)
 	handle("GET /wechat/qr.txt", s.draw)
@@ -132,9 +142,21 @@ func (s *server) routes() http.Handler {
 	handle("GET /healthz", s.health)
 	handle("GET /readyz", s.ready)
 	handle("GET /metrics", s.showMetrics)
+	if s.config.apiToken != "" {
+		handle("GET /api/wechat", s.verifyURL)
+		handle("GET /api/wechat/{$}", s.verifyURL)
+		handle("POST /api/wechat", s.receive)
+		handle("POST /api/wechat/{$}", s.receive)
+		handle("GET /api/wechat/user", s.tellUser)
+		handle("HEAD /api/wechat/user", s.refuseHEAD)
+		if s.config.appSecret != "" {
+			handle("GET /api/wechat/qrcode", s.limited(s.drawCodeQR))
+		}
+	}
 	// A GET pattern takes HEAD too. These do something, which HEAD must not.
 	handle("HEAD /wechat/getloginqr", s.refuseHEAD)
 	handle("HEAD /wechat/getauthqr", s.refuseHEAD)
+	handle("HEAD /wechat/getlogincode", s.refuseHEAD)
 	handle("HEAD /wechat/accessusercode", s.refuseHEAD)
 	if s.config.verifyFile != "" {
 		handle("GET /"+s.config.verifyFile, s.ownership)
@@ -168,6 +190,7 @@ func nothing(mux *http.ServeMux, w http.ResponseWriter, r *http.Request) error {
 func (s *server) guard(mux *http.ServeMux) http.Handler {
 	protection := http.NewCrossOriginProtection()
 	protection.AddInsecureBypassPattern("POST /wechat/message") // signed, and WeChat is no browser
+	protection.AddInsecureBypassPattern("POST /api/wechat")
 	if own, err := parseOrigin(s.config.publicURL); err == nil {
 		protection.AddTrustedOrigin(own) // a proxy may have changed the Host
 	}
@@ -196,7 +219,7 @@ func (s *server) guard(mux *http.ServeMux) http.Handler {
 // browser's question about that (a preflight) is thereby answered.
 func (s *server) allow(w http.ResponseWriter, r *http.Request) bool {
 	switch r.URL.Path {
-	case "/wechat/getloginqr", "/wechat/getauthqr", "/wechat/checklogin", "/wechat/session":
+	case "/wechat/getloginqr", "/wechat/getauthqr", "/wechat/getlogincode", "/wechat/checklogin", "/wechat/session":
 	default:
 		return false
 	}
@@ -304,7 +327,7 @@ func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if ticket.Status == statusExpired {
+	if ticket.Status == statusExpired || ticket.Flow == flowCode {
 		return errNothingHere
 	}
 	if err := s.pass(s.viewers, w, r); err != nil {

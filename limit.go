@@ -10,9 +10,10 @@ import (
 	"time"
 )
 
-// A limiter lets each key pass rate times in any minute.
+// A limiter lets each key pass rate times in any window.
 type limiter struct {
-	rate int // 0 lets everything pass
+	rate   int           // 0 lets everything pass
+	window time.Duration // a minute, unless somebody sets another
 
 	mu     sync.Mutex             // guards the fields below
 	passed map[string][]time.Time // the passes of each key, the oldest first
@@ -24,7 +25,7 @@ type limiter struct {
 const maxKeys = 20_000
 
 func newLimiter(rate int) *limiter {
-	return &limiter{rate: rate, passed: make(map[string][]time.Time)}
+	return &limiter{rate: rate, window: time.Minute, passed: make(map[string][]time.Time)}
 }
 
 // A share is a key, and how many times the limiter's rate is its own.
@@ -47,11 +48,11 @@ func (l *limiter) pass(shares ...share) time.Duration {
 	now := time.Now()
 	for _, s := range shares {
 		_, known := l.passed[s.key]
-		if !known && len(l.passed) >= maxKeys || now.Sub(l.pruned) >= time.Minute {
+		if !known && len(l.passed) >= maxKeys || now.Sub(l.pruned) >= l.window {
 			l.prune(now)
 		}
 		times := l.passed[s.key]
-		for len(times) > 0 && now.Sub(times[0]) >= time.Minute {
+		for len(times) > 0 && now.Sub(times[0]) >= l.window {
 			times = times[1:]
 		}
 		l.passed[s.key] = append(times, now)
@@ -64,16 +65,16 @@ func (l *limiter) wait(shares ...share) (wait time.Duration) {
 	for _, s := range shares {
 		times, most := l.passed[s.key], s.times*l.rate
 		if most > 0 && len(times) >= most {
-			wait = max(wait, time.Until(times[len(times)-most].Add(time.Minute)))
+			wait = max(wait, time.Until(times[len(times)-most].Add(l.window)))
 		}
 	}
 	return wait
 }
 
-// prune forgets who has not passed for a minute; and an arbitrary tenth of the
+// prune forgets who has not passed for a window; and an arbitrary tenth of the
 // others where that leaves no room. l.mu is held.
 func (l *limiter) prune(now time.Time) {
-	maps.DeleteFunc(l.passed, func(_ string, times []time.Time) bool { return now.Sub(times[len(times)-1]) >= time.Minute })
+	maps.DeleteFunc(l.passed, func(_ string, times []time.Time) bool { return now.Sub(times[len(times)-1]) >= l.window })
 	if len(l.passed) >= maxKeys {
 		maps.DeleteFunc(l.passed, func(string, []time.Time) bool { return len(l.passed) > maxKeys*9/10 })
 	}
@@ -130,6 +131,60 @@ func client(r *http.Request, trusted []netip.Prefix) netip.Addr {
 		addr = addr.Unmap().WithZone("")
 	}
 	return addr
+}
+
+const (
+	maxWrong    = 10  // wrong signatures a minute from one client
+	maxAllWrong = 600 // and from all
+)
+
+// A guessGuard makes guessing a secret slow: the Token, or somebody's digits. A
+// guesser over the limit is told nothing, be the next guess right or wrong: else
+// the one that works would be the answer. Right ones never count.
+type guessGuard struct {
+	wrong *limiter // by guesser
+	once  *limiter // by guesser, to know who was wrong at all
+	all   *limiter
+}
+
+// newGuessGuard lets each be wrong so many times in a window, and all together so many.
+func newGuessGuard(each, all int, window time.Duration) *guessGuard {
+	g := &guessGuard{wrong: newLimiter(each), once: newLimiter(1), all: newLimiter(all)}
+	g.wrong.window, g.once.window, g.all.window = window, window, window
+	return g
+}
+
+// isOver tells whether a guesser is over the limit: its own, or everybody's once
+// it was wrong.
+func (g *guessGuard) isOver(who ...share) bool {
+	return g.wrong.full(who...) || g.once.full(who...) && g.all.full(one("all"))
+}
+
+// count notes that a guess was wrong.
+func (g *guessGuard) count(who ...share) {
+	g.wrong.pass(who...)
+	g.once.pass(who...)
+	g.all.pass(one("all"))
+}
+
+// shutsOut tells whether a client's signature is not even to be looked at. Many
+// can be behind a proxy that does not say whom it forwards for, WeChat among them:
+// there only the length of the Token stops who guesses.
+func (g *guessGuard) shutsOut(who netip.Addr) bool {
+	return !who.IsLoopback() && !who.IsPrivate() && g.isOver(shares(who)...)
+}
+
+// judge returns nil if a client's signature is right and to be believed, else
+// errSignature or errGuessing.
+func (g *guessGuard) judge(who netip.Addr, isRight bool) error {
+	switch {
+	case isRight && !g.shutsOut(who):
+		return nil
+	case g.isOver(shares(who)...):
+		return errGuessing
+	}
+	g.count(shares(who)...)
+	return errSignature
 }
 
 // A parked poll takes some 17 kB, so all of them 350 MB. The caps are beyond what

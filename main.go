@@ -4,10 +4,11 @@
 // (公众号; a free test account, 测试号, is enough) and keeps everything in memory.
 // wxscan -h tells the commands, the flags and the environment variables.
 //
-// There are two ways to log in. In flow A the browser shows a parametric QR code
+// There are three ways to log in. In flow A the browser shows a parametric QR code
 // made by WeChat, and WeChat pushes the scan to us. In flow B it shows the QR
 // code of WeChat's web authorization page, and the phone brings us a code that
-// says who it is. In both, the browser holds a secret ticket and asks
+// says who it is. In flow C it shows six digits, which people send to the account
+// as a message. In all of them, the browser holds a secret ticket and asks
 // /wechat/checklogin until somebody has scanned.
 package main
 

@@ -26,8 +26,12 @@ func (c *config) pagePolicy() string {
 	if c.demo {
 		framed = "frame-src 'self'; frame-ancestors 'self'"
 	}
+	pictures := "'self' https://*.qlogo.cn"
+	if c.account != "" {
+		pictures += " " + site(c.openBase).String() // its own QR code
+	}
 	return "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
-		"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; " + framed
+		"img-src " + pictures + "; form-action 'self'; base-uri 'none'; " + framed
 }
 
 // site returns what people call the place that they log in to.

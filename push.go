@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -9,8 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -27,6 +28,9 @@ type event struct {
 	Event        string
 	EventKey     string
 	Ticket       string
+	Content      string // of a text
+	CreateTime   string
+	MsgID        string `xml:"MsgId"` // of a message; an event has none
 	Encrypt      string // in safe mode (消息加解密), the one field that counts
 }
 
@@ -36,6 +40,14 @@ func (e *event) scan() bool {
 	followed := strings.EqualFold(e.Event, "subscribe") && strings.HasPrefix(e.EventKey, "qrscene_")
 	return e.MsgType == "event" && e.FromUserName != "" && (followed || strings.EqualFold(e.Event, "SCAN"))
 }
+
+// follow tells whether somebody has followed the account, by no QR code of ours.
+func (e *event) follow() bool {
+	return e.MsgType == "event" && strings.EqualFold(e.Event, "subscribe") && !e.scan()
+}
+
+// id names what was sent, and stays the same when WeChat pushes it again.
+func (e *event) id() key { return aside("push", e.FromUserName+" "+cmp.Or(e.MsgID, e.CreateTime)) }
 
 // scene returns the scene of the QR code that was scanned: with us, a ticket's
 // key in hex.
@@ -77,34 +89,50 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 }
 
 // takePush takes a push from WeChat. WeChat resends what is not answered within
-// 5 seconds, so even a push we have no use for is answered with success. Only
-// who has just logged in, or has yet to confirm it, gets a passive reply.
+// 5 seconds, so even a push we have no use for is answered with success.
 func (s *server) takePush(w http.ResponseWriter, r *http.Request) error {
 	push, err := s.readPush(w, r)
 	if err != nil {
 		return err
 	}
-	if !push.scan() {
-		return write(w, http.StatusOK, plainText, []byte("success"))
-	}
-	k, who := parseKey(push.scene()), login{OpenID: push.FromUserName}
-	ticket, first, err := s.tickets.complete(r.Context(), k, flowScan, who)
-	if err == nil && ticket.Status == statusExpired { // no scene of ours: perhaps a push made by hand, with our ticket
-		k = digest(push.Ticket)
-		ticket, first, err = s.tickets.complete(r.Context(), k, flowScan, who)
+	var text string
+	switch {
+	case push.FromUserName == "":
+	case push.scan():
+		text, err = s.takeScan(r.Context(), push)
+	default:
+		text, err = s.takeMessage(r.Context(), push)
 	}
 	if err != nil {
 		return err
 	}
-	again := ticket.Status == statusScanned && ticket.Flow == flowScan && ticket.Login.OpenID == push.FromUserName
-	if !first && !again {
+	if text == "" {
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
-	reply, err := s.passiveReply(push, k, ticket)
+	reply, err := s.passiveReply(push, text)
 	if err != nil {
 		return err
 	}
 	return write(w, http.StatusOK, "text/xml; charset=utf-8", reply)
+}
+
+// takeScan takes the scan of a parametric QR code. Only who has just logged in,
+// or has yet to confirm it, is told anything.
+func (s *server) takeScan(ctx context.Context, push *event) (text string, err error) {
+	k, who := parseKey(push.scene()), login{OpenID: push.FromUserName}
+	if k == codeScene && s.config.apiToken != "" {
+		return s.sendCode(ctx, push)
+	}
+	ticket, first, err := s.tickets.complete(ctx, k, flowScan, who)
+	if err == nil && ticket.Status == statusExpired { // no scene of ours: perhaps a push made by hand, with our ticket
+		k = digest(push.Ticket)
+		ticket, first, err = s.tickets.complete(ctx, k, flowScan, who)
+	}
+	again := ticket.Status == statusScanned && ticket.Flow == flowScan && ticket.Login == who
+	if err != nil || !first && !again {
+		return "", err
+	}
+	return s.loginText(k, ticket), nil
 }
 
 // readPush returns the event of a push that is really from WeChat, else
@@ -155,52 +183,6 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 		err = fmt.Errorf("%w: it came before, with another body", errSignature)
 	}
 	return push, err
-}
-
-const (
-	maxWrong    = 10  // wrong signatures a minute from one client
-	maxAllWrong = 600 // and from all
-)
-
-// A guessGuard makes guessing the Token slow. A client over the limit of wrong
-// signatures is told nothing, be the next one right or wrong: else the one that
-// works would be the answer. WeChat's are right, and right ones never count.
-type guessGuard struct {
-	wrong *limiter // by client
-	once  *limiter // by client, to know who was wrong at all
-	all   *limiter
-}
-
-func newGuessGuard() *guessGuard {
-	return &guessGuard{wrong: newLimiter(maxWrong), once: newLimiter(1), all: newLimiter(maxAllWrong)}
-}
-
-// isOver tells whether a client is over the limit: its own, or everybody's once
-// it was wrong.
-func (g *guessGuard) isOver(who netip.Addr) bool {
-	return g.wrong.full(shares(who)...) || g.once.full(shares(who)...) && g.all.full(one("all"))
-}
-
-// shutsOut tells whether a client's signature is not even to be looked at. Many
-// can be behind a proxy that does not say whom it forwards for, WeChat among them:
-// there only the length of the Token stops who guesses.
-func (g *guessGuard) shutsOut(who netip.Addr) bool {
-	return !who.IsLoopback() && !who.IsPrivate() && g.isOver(who)
-}
-
-// judge returns nil if a client's signature is right and to be believed, else
-// errSignature or errGuessing.
-func (g *guessGuard) judge(who netip.Addr, isRight bool) error {
-	switch {
-	case isRight && !g.shutsOut(who):
-		return nil
-	case g.isOver(who):
-		return errGuessing
-	}
-	g.wrong.pass(shares(who)...)
-	g.once.pass(shares(who)...)
-	g.all.pass(one("all"))
-	return errSignature
 }
 
 // A pushGuard knows the pushes that have come lately. WeChat's plain signature
@@ -293,10 +275,10 @@ func textReply(to *event, now time.Time, text string) ([]byte, error) {
 // beijing is the time of WeChat's users, whatever the server's.
 var beijing = time.FixedZone("UTC+8", 8*60*60)
 
-// passiveReply returns what tells the sender of a push where the ticket with key
-// k stands; sealed, if there is a key.
-func (s *server) passiveReply(to *event, k key, ticket record) ([]byte, error) {
-	now, confirm := time.Now(), ""
+// loginText tells who has logged in, or is to confirm it, where the ticket with
+// key k stands.
+func (s *server) loginText(k key, ticket record) string {
+	confirm := ""
 	text := "您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n" +
 		"You have logged in to %[1]s (%[2]s Beijing time). " +
 		"If this was not you, tell the site, and scan no codes that others send you."
@@ -306,7 +288,13 @@ func (s *server) passiveReply(to *event, k key, ticket record) ([]byte, error) {
 			"<a href=\"%[3]s\">Look and confirm</a>; if it is not you, do nothing."
 		confirm = s.confirmURL(k, ticket)
 	}
-	text = fmt.Sprintf(text, site(s.config.publicURL).Host, now.In(beijing).Format("15:04"), confirm)
+	return fmt.Sprintf(text, site(s.config.publicURL).Host, time.Now().In(beijing).Format("15:04"), confirm)
+}
+
+// passiveReply returns what tells the sender of a push a text; sealed, if there
+// is a key.
+func (s *server) passiveReply(to *event, text string) ([]byte, error) {
+	now := time.Now()
 	reply, err := textReply(to, now, text)
 	if err != nil || s.config.aesKey == nil {
 		return reply, err
@@ -325,10 +313,9 @@ func (c *config) signedQuery() url.Values {
 	return url.Values{"signature": {signature(c.token, timestamp, nonce)}, "timestamp": {timestamp}, "nonce": {nonce}}
 }
 
-// signedPush returns an event as WeChat pushes it: its query and its body,
-// signed, and sealed if there is a key.
+// signedPush returns an event as WeChat pushes it: its query and its body.
 func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values, []byte, error) {
-	message, err := xml.Marshal(struct {
+	return c.signedBody(struct {
 		XMLName                          xml.Name `xml:"xml"`
 		ToUserName, FromUserName         cdata
 		CreateTime                       int64
@@ -337,14 +324,33 @@ func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values,
 		ToUserName: cdata{"gh_0123456789ab"}, FromUserName: cdata{openID}, CreateTime: time.Now().Unix(),
 		MsgType: cdata{"event"}, Event: cdata{event}, EventKey: cdata{eventKey}, Ticket: cdata{ticket},
 	})
+}
+
+// signedText returns a text message as WeChat pushes it: its query and its body.
+func (c *config) signedText(openID, content string) (url.Values, []byte, error) {
+	return c.signedBody(struct {
+		XMLName                  xml.Name `xml:"xml"`
+		ToUserName, FromUserName cdata
+		CreateTime               int64
+		MsgType, Content         cdata
+		MsgID                    int64 `xml:"MsgId"`
+	}{
+		ToUserName: cdata{"gh_0123456789ab"}, FromUserName: cdata{openID}, CreateTime: time.Now().Unix(),
+		MsgType: cdata{"text"}, Content: cdata{content}, MsgID: mathrand.Int64(),
+	})
+}
+
+// signedBody returns a push's query and body, signed, and sealed if there is a key.
+func (c *config) signedBody(push any) (url.Values, []byte, error) {
+	body, err := xml.Marshal(push)
 	query := c.signedQuery()
 	if c.aesKey != nil {
-		encrypt := c.aesKey.seal([]byte(rand.Text()[:16]), message, c.appID)
+		encrypt := c.aesKey.seal([]byte(rand.Text()[:16]), body, c.appID)
 		query.Set("encrypt_type", "aes")
 		query.Set("msg_signature", signature(c.token, query.Get("timestamp"), query.Get("nonce"), encrypt))
-		message = fmt.Appendf(nil, "<xml><ToUserName>gh_0123456789ab</ToUserName><Encrypt>%s</Encrypt></xml>", encrypt)
+		body = fmt.Appendf(nil, "<xml><ToUserName>gh_0123456789ab</ToUserName><Encrypt>%s</Encrypt></xml>", encrypt)
 	}
-	return query, message, err
+	return query, body, err
 }
 
 // pushTimeout is WeChat's patience with us.

@@ -37,10 +37,12 @@ type config struct {
 	sessionTTL                time.Duration // whole seconds
 	confirm                   bool          // a scan must be confirmed on the phone
 	flows                     []string      // what the login page offers, in order
+	account                   string        // 微信号 or gh_…, whose own QR code flow C shows
 	siteName                  string        // for people; "" is the host of publicURL
 	allowedOrigins            []string
 	verifyFile                string         // MP_verify_xxx.txt, or none
 	metricsToken              string         // opens /metrics
+	apiToken                  string         // opens wechat-server's protocol
 	redisURL                  *url.URL       // nil: tickets are kept in memory
 	redisCA                   *x509.CertPool // nil: the system's
 	redisPrefix               string
@@ -231,6 +233,8 @@ func (c *config) settings() []setting {
 			"32 bytes or more to sign sessions with; several: by commas", "会话签名密钥，至少 32 字节；多个以逗号分隔"},
 		{"METRICS_TOKEN", "", secret, "", text(&c.metricsToken, `[!-~]*`),
 			"what opens /metrics, ASCII without spaces; unset: it stays shut", "访问 /metrics 的凭证，无空格的 ASCII 字符；不设则不开放"},
+		{"API_TOKEN", "", secret, "", text(&c.apiToken, `([!-~]{16,})?`),
+			"16 characters or more, for clients of wechat-server's protocol", "wechat-server 协议的凭证，至少 16 个字符；不设则不开放"},
 		{"WECHAT_API_BASE", "", open, "https://api.weixin.qq.com", link(&c.apiBase, base),
 			"http(s)://host[:port][/path] in place of the API", "代替微信接口的地址 http(s)://域名[:端口][/路径]"},
 		{"WECHAT_OPEN_BASE", "", open, "https://open.weixin.qq.com", link(&c.openBase, base),
@@ -268,8 +272,10 @@ func (c *config) settings() []setting {
 			"the life of a session, whole seconds from 1m to 8760h", "会话有效期，整秒，1m 至 8760h"},
 		{"CONFIRM", "confirm", yesNo, "false", parsed(&c.confirm, parseYesNo),
 			"true or false: whether the phone must confirm a scan", "“true”或“false”：扫码后是否须在手机上确认"},
-		{"FLOWS", "flows", open, "scan,auth", listedOnce(&c.flows, like(`scan|auth`)),
-			"scan, auth or both: the ways to log in, in order", "登录页提供的方式 scan、auth，按顺序，逗号分隔"},
+		{"FLOWS", "flows", open, "scan,auth", listedOnce(&c.flows, like(`scan|auth|code`)),
+			"scan, auth, code or some of them, in order", "登录方式 scan、auth、code，按顺序，逗号分隔"},
+		{"WECHAT_ACCOUNT", "account", open, "", text(&c.account, `[-0-9A-Za-z_]*`),
+			"the account's 微信号, or gh_…, to show its own QR code", "公众号的微信号或 gh_…，用于显示其二维码"},
 		{"SITE_NAME", "site-name", open, "", text(&c.siteName, `[^\p{Cc}]{0,40}`),
 			"what pages call the place to log in to, to 40 characters", "页面上显示的网站名称，至多 40 字；不设则为 PUBLIC_URL 的域名"},
 		{"ALLOWED_ORIGINS", "allowed-origins", open, "", listed(&c.allowedOrigins, parseOrigin),
@@ -334,7 +340,8 @@ func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) s
 		maps.Copy(values, map[string]string{"WECHAT_APPSECRET": "simulated",
 			"SESSION_SECRET": ""}) // whatever production's is: a demo's sessions are good for the demo alone
 		for name, value := range map[string]string{
-			"WECHAT_APPID": "wx0123456789abcdef", "WECHAT_TOKEN": "simulated", "ADDR": "127.0.0.1:8080"} {
+			"WECHAT_APPID": "wx0123456789abcdef", "WECHAT_TOKEN": "simulated", "WECHAT_ACCOUNT": "gh_0123456789ab",
+			"ADDR": "127.0.0.1:8080"} {
 			values[name] = cmp.Or(values[name], value)
 		}
 	}
@@ -346,6 +353,11 @@ func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) s
 	if (values["TLS_CERT"] == "") != (values["TLS_KEY"] == "") {
 		conflicts = append(conflicts, l.say("TLS_CERT (-tls-cert), TLS_KEY (-tls-key): must both be set, or neither",
 			"TLS_CERT (-tls-cert)、TLS_KEY (-tls-key)：须同时设置，或都不设置"))
+	}
+	if values["FLOWS"] == string(flowCode) { // which asks nothing of WeChat; but what is sealed names the appid
+		settings = slices.DeleteFunc(settings, func(s setting) bool {
+			return values[s.env] == "" && (s.env == "WECHAT_APPSECRET" || s.env == "WECHAT_APPID" && values["WECHAT_AES_KEY"] == "")
+		})
 	}
 	err = take(settings, values, l, conflicts)
 	if c.forgetful = len(c.sessionSecrets) == 0; c.forgetful {

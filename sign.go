@@ -12,9 +12,10 @@ import (
 )
 
 const signUsage = `wxscan sign: print requests as WeChat makes them, as curl lines: the check of the
-interface URL and, for a ticket of flow A, the push that logs it in
+interface URL and, for a ticket of flow A or C, the push that logs it in
   -ticket           the ticket, with -openid
   -openid           who is to be logged in
+  -code             the six digits of a ticket of flow C
   -event            scan (who follows the account already) or subscribe [scan]
   -addr             ADDR, of a server on this computer [:8080]
   -url              PUBLIC_URL, in place of -addr; also taken where TLS_CERT is set
@@ -23,9 +24,10 @@ By environment, as the server's: WECHAT_TOKEN, and WECHAT_AES_KEY with WECHAT_AP
 `
 
 const signUsageInChinese = `wxscan sign：以 curl 命令的形式打印微信会发来的请求：接口 URL 的验证，
-以及使方式 A 的某个 ticket 登录的推送
+以及使方式 A 或 C 的某个 ticket 登录的推送
   -ticket           ticket，与 -openid 同用
   -openid           以谁的身份登录
+  -code             方式 C 的 ticket 的六位数字
   -event            scan（已关注公众号）或 subscribe（扫码后关注）[scan]
   -addr             即 ADDR，服务在本机的监听地址 [:8080]
   -url              即 PUBLIC_URL，代替 -addr；设置了 TLS_CERT 时也用它
@@ -41,6 +43,7 @@ func sign(args []string, getenv func(string) string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("sign", flag.ContinueOnError)
 	ticket := flags.String("ticket", "", "")
 	openID := flags.String("openid", "", "")
+	code := flags.String("code", "", "")
 	event := flags.String("event", "scan", "")
 	settings := pick(c.settings(), "WECHAT_TOKEN", "WECHAT_AES_KEY", "WECHAT_APPID", "ADDR", "PUBLIC_URL", "TLS_CERT")
 	settings[len(settings)-1].flag = ""
@@ -93,6 +96,9 @@ func sign(args []string, getenv func(string) string, stdout io.Writer) error {
 		return nil
 	}
 	query, push, err := c.signedPush(*openID, *event, eventKey, "")
+	if *code != "" {
+		query, push, err = c.signedText(*openID, *code)
+	}
 	fmt.Fprintf(stdout, "curl -sS -w '\\n' %s -H 'Content-Type: text/xml' --data-binary %s\n",
 		shellQuoted(c.interfaceURL()+"?"+query.Encode()), shellQuoted(string(push)))
 	return err

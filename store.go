@@ -43,6 +43,13 @@ func digest(ticket string) key {
 	return key(sum[:16])
 }
 
+// aside returns the key of what no ticket names: the other half of the SHA-256,
+// so that a poll for the same text does not find it.
+func aside(kind, name string) key {
+	sum := sha256.Sum256([]byte(kind + " " + name))
+	return key(sum[16:])
+}
+
 func (k key) String() string { return hex.EncodeToString(k[:]) }
 
 // MarshalText writes a key in hex, for JSON.
@@ -68,6 +75,8 @@ type flow string
 const (
 	flowScan flow = "scan" // A: parametric QR code, completed by a push
 	flowAuth flow = "auth" // B: web authorization, completed by the callback
+	flowCode flow = "code" // C: digits, completed by a message
+	flowAPI  flow = "api"  // wechat-server's protocol: digits that we send, completed by its client
 )
 
 // A status is where a login stands, in the words of the poll's answer.
@@ -92,13 +101,14 @@ type login struct {
 // A record is what is known of one ticket. It never changes: another takes its place.
 type record struct {
 	Flow   flow
-	QR     string // what the QR code says
+	QR     string // what the QR code says; without one, the digits
 	Asker  asker  // who asked for the ticket
 	Status status
 	Login  login     // of the statuses scanned and done
 	Since  time.Time // when the ticket came to its status
 	Ends   time.Time // of the status: from then on the ticket has expired
 	Codes  []attempt // of flow B, never changed in place
+	Names  key       `json:",omitzero"` // another record, where this one leads to it
 	held   string    // in Redis: the record as it is there
 }
 
