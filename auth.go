@@ -11,37 +11,44 @@ func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 	query := r.URL.Query()
 	k, code := parseKey(query.Get("state")), query.Get("code")
 	ticket, err := s.tickets.look(r.Context(), k)
-	failed := func(reason string) error {
-		http.Redirect(w, r, "/static/html/loginfailed.html?reason="+reason, http.StatusSeeOther)
-		return nil
-	}
 	switch {
 	case err != nil:
-		return failed("unavailable")
+		return phoneFailed(w, r, "unavailable")
 	case ticket.Flow != flowAuth: // or there is no such ticket
-		return failed("expired")
-	case code == "" || code == "authdeny":
-		s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=\"denied\"}")
-		return failed("denied")
+		return phoneFailed(w, r, "expired")
 	}
-	ticket, reason := s.redeem(r, k, code)
+	reason := "denied"
+	if code != "" && code != "authdeny" {
+		ticket, reason = s.redeem(r, k, code)
+	}
 	switch {
 	case reason != "":
 		s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=%q}", reason)
-		return failed(reason)
+		return phoneFailed(w, r, reason)
 	case ticket.Status == statusScanned:
 		http.Redirect(w, r, s.confirmURL(k, ticket), http.StatusSeeOther)
+		return nil
 	case ticket.Status == statusDeclined:
-		return failed("declined")
-	default:
-		http.Redirect(w, r, "/static/html/loginsucceed.html", http.StatusSeeOther)
+		return phoneFailed(w, r, "declined")
 	}
+	return phoneSucceeded(w, r)
+}
+
+func phoneSucceeded(w http.ResponseWriter, r *http.Request) error {
+	http.Redirect(w, r, "/static/html/loginsucceed.html", http.StatusSeeOther)
 	return nil
 }
 
-// redeem logs in whoever comes with a code. A code is exchanged once: a callback
-// that is opened twice waits for the first and shares what comes of it. Where
-// there is no login, reason is why, for the phone's page.
+// phoneFailed shows the phone why there is no login, in the words that
+// loginfailed.html has for the reason.
+func phoneFailed(w http.ResponseWriter, r *http.Request, reason string) error {
+	http.Redirect(w, r, "/static/html/loginfailed.html?reason="+reason, http.StatusSeeOther)
+	return nil
+}
+
+// redeem logs in the person who comes with a code. A code is exchanged once: a
+// callback that is opened twice waits for the first and shares its outcome. Where
+// there is no login, reason says why, for the phone's page.
 func (s *server) redeem(r *http.Request, k key, code string) (ticket record, reason string) {
 	ctx := r.Context()
 	asker := client(r, s.config.trusted)
@@ -74,7 +81,7 @@ func (s *server) redeem(r *http.Request, k key, code string) (ticket record, rea
 	return ticket, ""
 }
 
-// exchange returns who is behind an OAuth code, or what came of it instead.
+// exchange returns the person behind an OAuth code, or the outcome without one.
 func (s *server) exchange(ctx context.Context, code string) (login, outcome) {
 	who, err := s.wechat.exchangeCode(ctx, code)
 	if err == nil {

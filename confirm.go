@@ -15,53 +15,50 @@ import (
 	"time"
 )
 
-// An asker is the browser that asked for a ticket, as the phone is told before
-// it confirms: who is shown a code by a stranger can see that it is not their own.
+// An asker is the browser that asked for a ticket. The phone shows it before it
+// confirms, so that who was handed a stranger's code sees that it is not their own.
 type asker struct {
 	Browser string // and system, such as "Firefox, Windows"
 	Address string
 }
 
-// asker returns who makes a request, by its User-Agent and address; nothing
-// unless logins are to be confirmed.
+// asker returns the browser that makes a request, or nothing unless logins must
+// be confirmed.
 func (s *server) asker(r *http.Request) asker {
 	if !s.config.confirm {
 		return asker{}
 	}
-	known := func(names ...string) string { // pairs: what the agent says, what it means
-		for i := 0; i < len(names); i += 2 {
-			if strings.Contains(r.UserAgent(), names[i]) {
-				return names[i+1]
+	first := func(fallback string, pairs ...string) string { // of a mark in the User-Agent, and its meaning
+		for pair := range slices.Chunk(pairs, 2) {
+			if strings.Contains(r.UserAgent(), pair[0]) {
+				return pair[1]
 			}
 		}
-		return ""
+		return fallback
 	}
-	// The makers of browsers let them claim to be Chrome and Safari too.
-	browser := cmp.Or(known("MicroMessenger", "WeChat", "QQBrowser", "QQ", "QQ/", "QQ", "Quark", "Quark", "UCBrowser", "UC",
-		"UBrowser", "UC", "QihooBrowser", "360", "360SE", "360", "360EE", "360", "MetaSr", "Sogou", "SogouM", "Sogou",
-		"baidu", "Baidu", "HuaweiBrowser", "Huawei", "MiuiBrowser", "Xiaomi", "VivoBrowser", "vivo", "HeyTapBrowser", "OPPO",
-		"SamsungBrowser", "Samsung", "Edg", "Edge", "OPR/", "Opera", "Firefox", "Firefox", "FxiOS", "Firefox",
-		"Chrome", "Chrome", "CriOS", "Chrome", "Safari", "Safari", "curl", "curl"), "Other")
-	if system := known("Harmony", "HarmonyOS", "Android", "Android", "iPhone", "iPhone", "iPad", "iPad", "Windows", "Windows",
-		"Mac OS", "macOS", "CrOS", "ChromeOS", "Linux", "Linux"); system != "" {
-		browser += ", " + system
-	}
-	return asker{Address: client(r, s.config.trusted).String(), Browser: browser}
+	// Most browsers claim to be Chrome and Safari too: these come last.
+	browser := first("Other", "MicroMessenger", "WeChat", "QQBrowser", "QQ", "QQ/", "QQ", "Quark", "Quark",
+		"UCBrowser", "UC", "UBrowser", "UC", "QihooBrowser", "360", "360SE", "360", "360EE", "360",
+		"MetaSr", "Sogou", "SogouM", "Sogou", "baidu", "Baidu", "HuaweiBrowser", "Huawei", "MiuiBrowser", "Xiaomi",
+		"VivoBrowser", "vivo", "HeyTapBrowser", "OPPO", "SamsungBrowser", "Samsung", "Edg", "Edge", "OPR/", "Opera",
+		"Firefox", "Firefox", "FxiOS", "Firefox", "Chrome", "Chrome", "CriOS", "Chrome", "Safari", "Safari", "curl", "curl")
+	system := first("", "Harmony", ", HarmonyOS", "Android", ", Android", "iPhone", ", iPhone", "iPad", ", iPad",
+		"Windows", ", Windows", "Mac OS", ", macOS", "CrOS", ", ChromeOS", "Linux", ", Linux")
+	return asker{Address: client(r, s.config.trusted).String(), Browser: browser + system}
 }
 
 // holdBack is how long the phone's page must have been shown before its answer
-// counts: whoever taps fast on the page before it did not mean this one.
+// counts: a fast tap was meant for the page before it.
 const holdBack = time.Second
 
-// number returns the two digits that stand on the asker's page, for the phone to choose.
-func number(key key) string {
-	return strconv.Itoa(10 + int(crc32.ChecksumIEEE(key[:])%90))
+// number returns the two digits that the login page shows, for the phone to choose.
+func number(k key) string {
+	return strconv.Itoa(10 + int(crc32.ChecksumIEEE(k[:])%90))
 }
 
-// choices returns the three numbers that the phone chooses from. The s of the
-// confirmURL decides which stand beside the right one, and in what order: so they
-// are the same at every look, and whoever asked for the ticket cannot know where
-// the right one will be.
+// choices returns the three numbers that the phone chooses from. They follow from
+// the s of the confirmURL: so every look shows the same, and whoever asked for the
+// ticket cannot know where the right one will stand.
 func choices(k key, sent string) []string {
 	random := rand.New(rand.NewChaCha8(sha256.Sum256([]byte(sent))))
 	numbers := []string{number(k)}
@@ -74,20 +71,19 @@ func choices(k key, sent string) []string {
 	return numbers
 }
 
-// confirmURL returns where the phone confirms the login that a ticket, by its
-// key, waits for.
+// confirmURL returns where the phone confirms the login of the ticket with key k.
 func (s *server) confirmURL(k key, ticket record) string {
 	return s.config.publicURL + "/wechat/confirm?s=" + k.String() + s.confirmSecret(k, ticket, s.config.sessionSecrets[0])
 }
 
-// confirmSecret returns what the phone alone knows, to decide about a login: a
-// MAC of ticket and person, so that nothing need be kept.
+// confirmSecret returns what the phone alone knows: whoever holds it may decide about
+// the login. It is a MAC of ticket and person, so that it need not be kept.
 func (s *server) confirmSecret(k key, ticket record, sessionSecret string) string {
 	return hex.EncodeToString(mac(sessionSecret, "confirm "+k.String()+" "+ticket.Login.OpenID)[:16])
 }
 
-// toConfirm returns the ticket that the s of a confirmURL may decide about. ok is
-// false if there is none, or it waits for no decision.
+// toConfirm returns the ticket that the s of a confirmURL decides about. ok is false
+// if s is not valid, or the ticket does not wait for a decision.
 func (s *server) toConfirm(ctx context.Context, sent string) (k key, ticket record, ok bool, err error) {
 	id := sent[:min(len(sent), 2*len(k))]
 	k = parseKey(id)
@@ -95,9 +91,9 @@ func (s *server) toConfirm(ctx context.Context, sent string) (k key, ticket reco
 	if err != nil || ticket.Status != statusScanned {
 		return k, ticket, false, err
 	}
-	for _, sessionSecret := range s.config.sessionSecrets { // the one before, where it is being changed
-		ok = hmac.Equal([]byte(sent[len(id):]), []byte(s.confirmSecret(k, ticket, sessionSecret))) || ok
-	}
+	ok = slices.ContainsFunc(s.config.sessionSecrets, func(sessionSecret string) bool {
+		return hmac.Equal([]byte(sent[len(id):]), []byte(s.confirmSecret(k, ticket, sessionSecret)))
+	})
 	return k, ticket, ok, nil
 }
 
@@ -106,13 +102,11 @@ func (s *server) toConfirm(ctx context.Context, sent string) (k key, ticket reco
 func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 	sent := r.URL.Query().Get("s")
 	k, ticket, ok, err := s.toConfirm(r.Context(), sent)
-	if !ok {
-		reason := "expired"
-		if err != nil {
-			reason = "unavailable"
-		}
-		http.Redirect(w, r, "/static/html/loginfailed.html?reason="+reason, http.StatusSeeOther)
-		return nil
+	switch {
+	case err != nil:
+		return phoneFailed(w, r, "unavailable")
+	case !ok:
+		return phoneFailed(w, r, "expired")
 	}
 	numbers := choices(k, sent)
 	return s.config.writePage(w, http.StatusOK, "static/html/confirm.html",
@@ -122,9 +116,9 @@ func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 		"Browser", ticket.Asker.Browser, "Address", cmp.Or(ticket.Asker.Address, "?"))
 }
 
-// hearPhone takes the phone's answer, which counts once: the right number logs
-// in; another of the three, or no, declines. What comes too soon, or is no answer
-// to the page, decides nothing, and the page is shown again.
+// hearPhone takes the phone's answer, which counts once: the right number logs in;
+// either of the others, or "no", declines. An answer that comes too soon, or is
+// none of these, decides nothing: the page is shown again.
 func (s *server) hearPhone(w http.ResponseWriter, r *http.Request) error {
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	sent, answer := r.PostFormValue("s"), r.PostFormValue("answer")
@@ -138,17 +132,15 @@ func (s *server) hearPhone(w http.ResponseWriter, r *http.Request) error {
 		}
 		ok, err = s.tickets.decide(r.Context(), k, answer == number(k))
 	}
-	target := "/static/html/loginsucceed.html"
 	switch {
 	case err != nil:
-		target = "/static/html/loginfailed.html?reason=unavailable"
+		return phoneFailed(w, r, "unavailable")
 	case !ok:
-		target = "/static/html/loginfailed.html?reason=expired"
+		return phoneFailed(w, r, "expired")
 	case answer == "no":
-		target = "/static/html/loginfailed.html?reason=declined"
+		return phoneFailed(w, r, "declined")
 	case answer != number(k):
-		target = "/static/html/loginfailed.html?reason=number"
+		return phoneFailed(w, r, "number")
 	}
-	http.Redirect(w, r, target, http.StatusSeeOther)
-	return nil
+	return phoneSucceeded(w, r)
 }

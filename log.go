@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// newLog returns a log of the format text or json. A message or an
-// error may have what a stranger has sent: 300 characters of it are enough.
+// newLog returns a log of the format text or json. Messages and errors may quote
+// strangers, so they are cut at 300 characters.
 func newLog(w io.Writer, level slog.Level, format string) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == "err" || a.Key == slog.MessageKey {
@@ -25,13 +25,12 @@ func newLog(w io.Writer, level slog.Level, format string) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// errorLog returns what takes the lines of net/http.
+// errorLog returns the log for net/http's server. Strangers cause most of its lines,
+// by bad TLS handshakes for example: it passes on 60 a minute.
 func errorLog(log *slog.Logger) *stdlog.Logger {
 	return slog.NewLogLogger(limited{log.Handler(), newLimiter(60)}, slog.LevelWarn)
 }
 
-// A limited handler passes on as many lines as its limiter allows. Strangers cause
-// most lines of net/http, such as those of bad TLS handshakes.
 type limited struct {
 	slog.Handler
 	logLimit *limiter
@@ -44,47 +43,42 @@ func (h limited) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, r)
 }
 
-// A lineWriter writes the lines of the log in a goroutine of its own: nobody's
-// login waits for a terminal that is being scrolled, or a pipe that nobody reads.
-type lineWriter struct {
-	lines   chan []byte
-	ended   chan struct{} // closed by end
-	written chan struct{} // closed once nothing more is written
-}
+// A lineWriter holds log lines until another goroutine writes them: no login waits
+// for a terminal that is being scrolled, or a pipe that nobody reads.
+type lineWriter chan []byte
 
-func newLineWriter(w io.Writer) *lineWriter {
-	l := &lineWriter{make(chan []byte, 1000), make(chan struct{}), make(chan struct{})}
+// newLineWriter also returns what ends it: that writes the lines held, for a second
+// at most.
+func newLineWriter(w io.Writer) (lines lineWriter, end func()) {
+	lines, written := make(lineWriter, 1000), make(chan struct{})
 	go func() { // until end
-		defer close(l.written)
-		for {
-			select {
-			case line := <-l.lines:
-				w.Write(line)
-			case <-l.ended:
-				for len(l.lines) > 0 {
-					w.Write(<-l.lines)
-				}
-				return
+		for line := range lines {
+			if line == nil {
+				break
 			}
+			w.Write(line)
 		}
+		close(written)
 	}()
-	return l
+	return lines, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		select {
+		case lines <- nil: // in place of close, as a handler that was cut off may still log
+		case <-ctx.Done():
+		}
+		select {
+		case <-written:
+		case <-ctx.Done():
+		}
+	}
 }
 
-// Write drops the line when too many wait already.
-func (l *lineWriter) Write(line []byte) (int, error) {
+// Write drops the line when too many are held.
+func (l lineWriter) Write(line []byte) (int, error) {
 	select {
-	case l.lines <- bytes.Clone(line):
+	case l <- bytes.Clone(line):
 	default:
 	}
 	return len(line), nil
-}
-
-// end writes what waits, for a second at most.
-func (l *lineWriter) end() {
-	close(l.ended)
-	select {
-	case <-l.written:
-	case <-time.After(time.Second):
-	}
 }

@@ -12,7 +12,7 @@ import (
 	"sync"
 )
 
-// metrics counts what happens, for Prometheus (text format 0.0.4).
+// metrics holds the counters for Prometheus (text format 0.0.4).
 type metrics struct {
 	mu     sync.Mutex     // guards counts
 	counts map[string]int // by series
@@ -26,8 +26,8 @@ func (m *metrics) count(format string, args ...any) {
 	m.counts[series]++
 }
 
-// logEvent logs and counts that a ticket has come to a status, by a short id of
-// its digest that ties the lines of one login together.
+// logEvent logs and counts the new status of a ticket. The first digits of its key
+// tie the lines of one login together.
 func (s *server) logEvent(k key, r record) {
 	if s.talk.pass(one(string(r.Status))) == 0 {
 		s.log.Info("login "+string(r.Status), "login", k.String()[:8], "flow", r.Flow)
@@ -40,11 +40,11 @@ func (s *server) logEvent(k key, r record) {
 	}
 }
 
-// showMetrics answers with all metrics, to who has METRICS_TOKEN. That the peer
-// is loopback says nothing: a proxy's is too, whoever asks it.
+// showMetrics answers with all metrics, if the request has METRICS_TOKEN. A loopback
+// peer proves nothing: it may be a proxy, for anybody.
 func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
 	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if has := s.config.metricsToken; has == "" || subtle.ConstantTimeCompare([]byte(token), []byte(has)) != 1 {
+	if want := s.config.metricsToken; want == "" || subtle.ConstantTimeCompare([]byte(token), []byte(want)) != 1 {
 		return errNothingHere
 	}
 	var page bytes.Buffer
@@ -67,19 +67,19 @@ func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
 			}
 		}
 	}
-	about("wxscan_waiting_browsers", "gauge", "Polls that wait for a scan.")
-	fmt.Fprintln(&page, "wxscan_waiting_browsers", s.parked.count())
+	gauge := func(name, help string, value any) {
+		about(name, "gauge", help)
+		fmt.Fprintln(&page, name, value)
+	}
+	gauge("wxscan_waiting_browsers", "Polls that wait for a scan.", s.parked.count())
 	if s.redis == nil {
-		about("wxscan_live_tickets", "gauge", "Tickets that wait, or whose result can be read.")
-		fmt.Fprintln(&page, "wxscan_live_tickets", s.local.count.Load())
+		gauge("wxscan_live_tickets", "Tickets that wait, or whose result can be read.", s.local.count.Load())
 	}
 	up := 1
 	if errors.Is(s.tickets.records.ready(), errStoreUnavailable) {
 		up = 0
 	}
-	about("wxscan_store_up", "gauge", "1 while logins can be kept, 0 while Redis is away.")
-	fmt.Fprintln(&page, "wxscan_store_up", up)
-	about("wxscan_access_token_age_seconds", "gauge", "Age of the access token; 0 without one.")
-	fmt.Fprintln(&page, "wxscan_access_token_age_seconds", s.wechat.tokenAge().Seconds())
+	gauge("wxscan_store_up", "1 while logins can be kept, 0 while Redis is away.", up)
+	gauge("wxscan_access_token_age_seconds", "Age of the access token; 0 without one.", s.wechat.tokenAge().Seconds())
 	return write(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", page.Bytes())
 }

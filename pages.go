@@ -5,7 +5,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"embed"
-	"encoding/hex"
+	"fmt"
 	"html"
 	"net/http"
 	"net/url"
@@ -18,9 +18,8 @@ import (
 //go:embed static
 var static embed.FS
 
-// pagePolicy lets pages use what is ours, and the avatars that WeChat keeps at
-// qlogo.cn. Only the demo's pages may stand in a frame: its phone stands beside
-// the login page.
+// pagePolicy lets pages load our own files, and the avatars that WeChat keeps at
+// qlogo.cn. Only the demo frames a page: its phone, beside the login page.
 func (c *config) pagePolicy() string {
 	framed := "frame-ancestors 'none'"
 	if c.demo {
@@ -34,11 +33,11 @@ func (c *config) pagePolicy() string {
 		"img-src " + pictures + "; form-action 'self'; base-uri 'none'; " + framed
 }
 
-// site returns what people call the place that they log in to.
+// site returns the name that people know this site by.
 func (c *config) site() string { return cmp.Or(c.siteName, site(c.publicURL).Host) }
 
-// loginPage serves the login page. It knows who is logged in already, and leads
-// back to return_to, if that is safe.
+// loginPage serves the login page, which knows who is logged in already, and leads
+// back to return_to if that is safe.
 func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
 	who := new(session)
 	if claims, err := s.signer.fromRequest(r); err == nil {
@@ -52,8 +51,8 @@ func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
 // markup is HTML for a page; other text is escaped.
 type markup string
 
-// writePage fills in a page: pairs are what stands in {{}}, and its text or
-// markup. html/template would do more, and make the binary larger by a tenth.
+// writePage fills in a page. pairs are the names in its {{}}, each with a text or
+// markup. html/template would make the binary larger by a tenth.
 func (c *config) writePage(w http.ResponseWriter, status int, name string, pairs ...any) error {
 	page, err := static.ReadFile(name)
 	if err != nil {
@@ -78,7 +77,7 @@ func (s *server) ownership(w http.ResponseWriter, r *http.Request) error {
 	return write(w, http.StatusOK, plainText, []byte(code))
 }
 
-// page serves files, but no directory, and no page that is yet to be filled in.
+// page serves a file as it is: neither a directory, nor a page with {{}} to fill in.
 func (s *server) page(w http.ResponseWriter, r *http.Request) error {
 	name := strings.TrimPrefix(r.URL.Path, "/")
 	data, err := static.ReadFile(name)
@@ -86,22 +85,21 @@ func (s *server) page(w http.ResponseWriter, r *http.Request) error {
 		return errNothingHere
 	}
 	sum := sha256.Sum256(data)
-	w.Header().Set("ETag", `"`+hex.EncodeToString(sum[:8])+`"`)
+	w.Header().Set("ETag", fmt.Sprintf(`"%x"`, sum[:8]))
 	w.Header().Set("Cache-Control", "no-cache")
 	w.Header().Set("Content-Security-Policy", s.config.pagePolicy())
 	http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(data))
 	return nil
 }
 
-// ownPath matches what a browser takes for a path of the site that it is on.
-// Another slash after the first would begin a host; browsers take backslashes
-// for slashes, and leave out tabs and newlines.
+// ownPath matches what a browser takes for a path of the site that it is on. A
+// second slash at the start would begin a host; browsers read backslashes as
+// slashes, and skip tabs and newlines.
 var ownPath = regexp.MustCompile(`^/([^/\\\p{Cc}][^\\\p{Cc}]*)?$`)
 
-// returnTo returns the path to go to after a login, with its query and
-// fragment, from a raw query; "" if there is none, or it is no path of this site.
-// A path that is not escaped reaches to the end of the query, so that a proxy
-// can append the URI that it was asked for.
+// returnTo returns the path to go to after a login, with its query and fragment, from
+// a raw query; "" if there is none, or it is no path of this site. A path that is not
+// escaped goes on to the end of the query, so that a proxy can append its request URI.
 func returnTo(rawQuery string) string {
 	_, path, _ := strings.Cut("&"+rawQuery, "&return_to=")
 	if !strings.HasPrefix(path, "/") {

@@ -17,28 +17,16 @@ var errNoSession = errors.New("no valid session")
 
 // A session is a login that others can verify: the claims of a JWT (RFC 7519).
 type session struct {
-	Issuer   string   `json:"iss"` // our public URL
-	Audience audience `json:"aud"` // the appid
-	OpenID   string   `json:"sub"`
-	IssuedAt int64    `json:"iat"`          // Unix seconds
-	Expires  int64    `json:"exp"`          // Unix seconds
-	Begins   int64    `json:"nbf,omitzero"` // Unix seconds; ours have none
-	ID       string   `json:"jti"`
-	UnionID  string   `json:"unionid,omitzero"`
-	Nickname string   `json:"name,omitzero"`
-	Avatar   string   `json:"picture,omitzero"`
-}
-
-// An audience is one name; RFC 7519 lets it stand in a list.
-type audience string
-
-func (a *audience) UnmarshalJSON(data []byte) error {
-	var list []string
-	if json.Unmarshal(data, &list) != nil || len(list) != 1 {
-		return json.Unmarshal(data, (*string)(a))
-	}
-	*a = audience(list[0])
-	return nil
+	Issuer   string `json:"iss"` // our public URL
+	Audience string `json:"aud"` // the appid
+	OpenID   string `json:"sub"`
+	IssuedAt int64  `json:"iat"` // Unix seconds, as the next two
+	Expires  int64  `json:"exp"`
+	Begins   int64  `json:"nbf,omitzero"` // ours have none
+	ID       string `json:"jti"`
+	UnionID  string `json:"unionid,omitzero"`
+	Nickname string `json:"name,omitzero"`
+	Avatar   string `json:"picture,omitzero"`
 }
 
 // A signer makes and verifies sessions, signed by HS256 (RFC 7518).
@@ -51,16 +39,17 @@ type signer struct {
 
 const jwtHeader = `{"alg":"HS256","typ":"JWT"}`
 
-// sign returns the token for a login at the given time. The same login makes
-// the same token. id must be the login's own, and no secret.
+// sign returns the token of a login at the given time; the same login always has
+// the same token. id must belong to this login alone, and be no secret.
 func (s *signer) sign(who login, at time.Time, id string) (string, error) {
 	claims, err := json.Marshal(session{
-		Issuer: s.issuer, Audience: audience(s.audience), OpenID: who.OpenID,
+		Issuer: s.issuer, Audience: s.audience, OpenID: who.OpenID,
 		IssuedAt: at.Unix(), Expires: at.Add(s.ttl).Unix(), ID: id,
 		UnionID: who.UnionID, Nickname: who.Nickname, Avatar: who.Avatar,
 	})
-	signed := base64.RawURLEncoding.EncodeToString([]byte(jwtHeader)) + "." + base64.RawURLEncoding.EncodeToString(claims)
-	return signed + "." + base64.RawURLEncoding.EncodeToString(mac(s.secrets[0], signed)), err
+	encode := base64.RawURLEncoding.EncodeToString
+	signed := encode([]byte(jwtHeader)) + "." + encode(claims)
+	return signed + "." + encode(mac(s.secrets[0], signed)), err
 }
 
 // verify returns the session that a token holds, or errNoSession. Whatever its
@@ -69,23 +58,18 @@ func (s *signer) verify(token string) (*session, error) {
 	head, rest, _ := strings.Cut(token, ".")
 	body, sum, _ := strings.Cut(rest, ".")
 	got, err := base64.RawURLEncoding.Strict().DecodeString(sum)
-	if err != nil {
-		return nil, errNoSession
-	}
-	signed := false
-	for _, secret := range s.secrets {
-		signed = hmac.Equal(got, mac(secret, head+"."+body)) || signed
-	}
+	signed := err == nil && slices.ContainsFunc(s.secrets, func(secret string) bool {
+		return hmac.Equal(got, mac(secret, head+"."+body))
+	})
 	var header struct {
 		Alg  string          `json:"alg"`
 		Crit json.RawMessage `json:"crit"` // extensions that must be understood: we know none
 	}
-	claims := new(session)
-	switch {
-	case !signed, decodeSegment(head, &header) != nil, decodeSegment(body, claims) != nil,
-		header.Alg != "HS256", header.Crit != nil,
-		claims.Issuer != s.issuer, string(claims.Audience) != s.audience, claims.OpenID == "",
-		time.Now().Unix() < claims.Begins, time.Now().Unix() >= claims.Expires:
+	claims, now := new(session), time.Now().Unix()
+	if !signed || decodeSegment(head, &header) != nil || decodeSegment(body, claims) != nil ||
+		header.Alg != "HS256" || header.Crit != nil ||
+		claims.Issuer != s.issuer || claims.Audience != s.audience || claims.OpenID == "" ||
+		now < claims.Begins || now >= claims.Expires {
 		return nil, errNoSession
 	}
 	return claims, nil
@@ -108,7 +92,8 @@ func decodeSegment(segment string, v any) error {
 // cookie returns the cookie that carries a session; an empty token deletes it.
 // Under https its name ties it to this host alone.
 func (s *signer) cookie(token string) *http.Cookie {
-	c := &http.Cookie{Name: "wxscan_session", Value: token, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode, MaxAge: int(s.ttl.Seconds())}
+	c := &http.Cookie{Name: "wxscan_session", Value: token, Path: "/", MaxAge: int(s.ttl.Seconds()),
+		HttpOnly: true, SameSite: http.SameSiteLaxMode}
 	if strings.HasPrefix(s.issuer, "https:") {
 		c.Name, c.Secure = "__Host-wxscan_session", true
 	}
@@ -118,30 +103,27 @@ func (s *signer) cookie(token string) *http.Cookie {
 	return c
 }
 
-// mayKeep tells whether the browser that polls may keep the session. Any page can
-// have a browser load the URL of a poll, with the ticket of its own login, and so
-// log that browser in as somebody else. SameSite does not stop a page of a sibling
-// domain, nor a link or a picture that is posted on our own. Hence only for a fetch
-// by a script, of a page of ours or of an allowed origin; or if no browser says
-// what it is, which is an old one's fetch as well.
+// mayKeep tells whether the browser that polls may keep the session as a cookie.
+// Any page can make a browser load the URL of a poll, with the ticket of the page's
+// own login, and so log that browser in as somebody else. SameSite stops neither a
+// page of a sibling domain nor a link or picture posted on our own site. So the
+// request must be a script's fetch, from a page of ours or of an allowed origin, or
+// come without Sec-Fetch-Site, as from curl and old browsers.
 func (s *signer) mayKeep(r *http.Request) bool {
 	header := r.Header
-	dest, origin := header.Get("Sec-Fetch-Dest"), header.Get("Origin")
+	dest, origin, from := header.Get("Sec-Fetch-Dest"), header.Get("Origin"), header.Get("Sec-Fetch-Site")
 	isLink := header.Get("Sec-Fetch-Mode") == "navigate" || strings.Contains(header.Get("Accept"), "text/html")
-	if isLink || dest != "" && dest != "empty" {
+	switch {
+	case isLink, dest != "" && dest != "empty":
 		return false
-	}
-	switch header.Get("Sec-Fetch-Site") {
-	case "same-origin":
+	case from == "same-origin", from == "" && (origin == "" || origin == s.issuer):
 		return true
-	case "":
-		return origin == "" || origin == s.issuer || slices.Contains(s.allowedOrigins, origin)
 	}
 	return slices.Contains(s.allowedOrigins, origin)
 }
 
-// fromRequest returns the session that a request comes with, by Authorization
-// or by cookie; else errNoSession.
+// fromRequest returns the session of a request, from its Authorization or its
+// cookie, else errNoSession.
 func (s *signer) fromRequest(r *http.Request) (*session, error) {
 	if token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
 		if claims, err := s.verify(token); err == nil {

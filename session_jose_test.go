@@ -30,12 +30,12 @@ console.log(JSON.stringify({
     "another day": await refused(secret, { currentDate: new Date((now + 25 * 3600) * 1000) }),
   },
   right: {
-    "plain": await sign({}, secret), "with typ": await sign({}, secret, { typ: "JWT" }), "audience in a list": await sign({ aud: [aud] }, secret),
+    "plain": await sign({}, secret), "with typ": await sign({}, secret, { typ: "JWT" }),
     "with the former secret": await sign({}, former), "with more claims": await sign({ scope: "x", name: "鲍勃" }, secret),
   },
   wrong: {
     "another secret": await sign({}, "x".repeat(32)), "another issuer": await sign({ iss: iss + "/" }, secret), "another audience": await sign({ aud: "wx0" }, secret),
-    "two audiences": await sign({ aud: [aud, "wx0"] }, secret), "expired": await sign({ exp: now - 1 }, secret), "no expiry": await sign({ exp: undefined }, secret),
+    "audience in a list": await sign({ aud: [aud] }, secret), "expired": await sign({ exp: now - 1 }, secret), "no expiry": await sign({ exp: undefined }, secret),
     "no issuer": await sign({ iss: undefined }, secret), "no audience": await sign({ aud: undefined }, secret), "nobody": await sign({ sub: undefined }, secret),
     "HS384": await sign({}, secret.repeat(2), { alg: "HS384" }), "HS512": await sign({}, secret.repeat(2), { alg: "HS512" }),
     "HS384 of our secret": await sign({}, secret, { alg: "HS384" }), "none": new UnsecuredJWT(claims).encode(),

@@ -82,9 +82,6 @@ func TestVerifyTakesNothingElse(t *testing.T) {
 	if _, err := s.verify(forge(secretA, jwtHeader, claims)); err != nil {
 		t.Fatalf("the right claims: %v", err)
 	}
-	if _, err := s.verify(forge(secretA, jwtHeader, strings.Replace(claims, `"wx1"`, `["wx1"]`, 1))); err != nil {
-		t.Errorf("aud in a list: %v", err)
-	}
 	if _, err := s.verify(forge(secretA, jwtHeader, strings.Replace(claims, `"exp"`, fmt.Sprintf(`"nbf":%d,"exp"`, time.Now().Unix()), 1))); err != nil {
 		t.Errorf("from its nbf on: %v", err)
 	}
@@ -108,7 +105,7 @@ func TestVerifyTakesNothingElse(t *testing.T) {
 		"unknown crit":          forge(secretA, `{"alg":"HS256","crit":["b64"]}`, claims),
 		"wrong iss":             forge(secretA, jwtHeader, strings.Replace(claims, "login.", "evil.", 1)),
 		"wrong aud":             forge(secretA, jwtHeader, strings.Replace(claims, "wx1", "wx2", 1)),
-		"two auds":              forge(secretA, jwtHeader, strings.Replace(claims, `"wx1"`, `["wx1","wx2"]`, 1)),
+		"aud in a list":         forge(secretA, jwtHeader, strings.Replace(claims, `"wx1"`, `["wx1"]`, 1)),
 		"no sub":                forge(secretA, jwtHeader, strings.Replace(claims, `"sub"`, `"x"`, 1)),
 		"no exp":                forge(secretA, jwtHeader, strings.Replace(claims, `"exp"`, `"x"`, 1)),
 		"expired":               forge(secretA, jwtHeader, strings.Replace(claims, fmt.Sprint(future), fmt.Sprint(time.Now().Unix()), 1)),
