@@ -141,8 +141,8 @@ func runServer(ctx context.Context, args []string, getenv func(string) string, s
 		config.simulate(listener.Addr().(*net.TCPAddr))
 		fmt.Fprintln(stdout, l.say("open", "请打开"), config.publicURL)
 	}
-	lines := newLineWriter(stderr)
-	defer lines.end()
+	lines, end := newLineWriter(stderr)
+	defer end()
 	log := newLog(lines, config.logLevel, config.logFormat)
 	server := newServer(config, log)
 	if server.redis != nil {
