@@ -442,25 +442,6 @@ func TestSignSaysWhatIsWrong(t *testing.T) {
 	}
 }
 
-func TestStartSaysWhatToEnter(t *testing.T) {
-	const line = "interface_url=https://login.example.com/wechat/message authorization_domain=login.example.com"
-	_, logged, _ := start(t, with(), "-addr", "127.0.0.1:0")
-	for range 1000 {
-		if strings.Contains(logged.String(), line) {
-			break
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	if strings.Count(logged.String(), line) != 1 {
-		t.Errorf("no line to paste from, once: %s", logged)
-	}
-	_, logged, stop := start(t, none, "-demo", "-addr", "127.0.0.1:0")
-	must(t, stop())
-	if strings.Contains(logged.String(), "interface_url") {
-		t.Errorf("-demo tells what to enter: %s", logged)
-	}
-}
-
 func TestCommandsOfTheProgram(t *testing.T) {
 	path := build(t)
 	base, _ := launch(t, path)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -18,27 +17,30 @@ import { jwtVerify, SignJWT, UnsecuredJWT } from "jose";
 const { token, secret, former, iss, aud } = JSON.parse(process.argv[1]);
 const key = (text) => new TextEncoder().encode(text);
 const right = { issuer: iss, audience: aud, algorithms: ["HS256"], requiredClaims: ["sub", "iat", "exp", "jti"] };
-const refused = async (secret, options) => jwtVerify(token, key(secret), { ...right, ...options }).then(() => "accepted", (err) => err.code);
+const refused = (secret, options) => jwtVerify(token, key(secret), { ...right, ...options })
+  .then(() => "accepted", (err) => err.code);
 const now = Math.floor(Date.now() / 1000);
 const claims = { iss, aud, sub: "bob", iat: now, exp: now + 3600, jti: "1" };
-const sign = (changes, secret, header) => new SignJWT({ ...claims, ...changes }).setProtectedHeader({ alg: "HS256", ...header }).sign(key(secret));
+const sign = (changes, secret, header) => new SignJWT({ ...claims, ...changes })
+  .setProtectedHeader({ alg: "HS256", ...header }).sign(key(secret));
 console.log(JSON.stringify({
   read: (await jwtVerify(token, key(secret), right)).payload,
   refused: {
-    "another secret": await refused("x".repeat(32), {}), "another issuer": await refused(secret, { issuer: "https://evil.example" }),
-    "another audience": await refused(secret, { audience: "wx0" }), "another algorithm": await refused(secret, { algorithms: ["HS384"] }),
+    "another secret": await refused("x".repeat(32)),
+    "another issuer": await refused(secret, { issuer: "https://evil.example" }),
+    "another audience": await refused(secret, { audience: "wx0" }),
     "another day": await refused(secret, { currentDate: new Date((now + 25 * 3600) * 1000) }),
   },
   right: {
     "plain": await sign({}, secret), "with typ": await sign({}, secret, { typ: "JWT" }),
-    "with the former secret": await sign({}, former), "with more claims": await sign({ scope: "x", name: "鲍勃" }, secret),
+    "with the former secret": await sign({}, former),
+    "with more claims": await sign({ scope: "x", name: "鲍勃" }, secret),
   },
   wrong: {
-    "another secret": await sign({}, "x".repeat(32)), "another issuer": await sign({ iss: iss + "/" }, secret), "another audience": await sign({ aud: "wx0" }, secret),
-    "audience in a list": await sign({ aud: [aud] }, secret), "expired": await sign({ exp: now - 1 }, secret), "no expiry": await sign({ exp: undefined }, secret),
-    "no issuer": await sign({ iss: undefined }, secret), "no audience": await sign({ aud: undefined }, secret), "nobody": await sign({ sub: undefined }, secret),
-    "HS384": await sign({}, secret.repeat(2), { alg: "HS384" }), "HS512": await sign({}, secret.repeat(2), { alg: "HS512" }),
-    "HS384 of our secret": await sign({}, secret, { alg: "HS384" }), "none": new UnsecuredJWT(claims).encode(),
+    "another secret": await sign({}, "x".repeat(32)), "another issuer": await sign({ iss: iss + "/" }, secret),
+    "another audience": await sign({ aud: "wx0" }, secret), "a list": await sign({ aud: [aud] }, secret),
+    "expired": await sign({ exp: now - 1 }, secret), "no expiry": await sign({ exp: undefined }, secret),
+    "HS384": await sign({}, secret, { alg: "HS384" }), "none": new UnsecuredJWT(claims).encode(),
   },
 }));
 `
@@ -59,39 +61,37 @@ func TestJoseAndWeReadEachOthersTokens(t *testing.T) {
 	qr := w.begin(t, "getauthqr")
 	w.scan(qr.Ticket, "alice", "")
 	ours := w.check(t, qr.Ticket, "")
-	given, err := json.Marshal(map[string]string{"token": ours.Token, "secret": secretA, "former": secretB, "iss": w.config.publicURL, "aud": w.config.appID})
+	given, err := json.Marshal(map[string]string{"token": ours.Token, "secret": secretA, "former": secretB,
+		"iss": w.config.publicURL, "aud": w.config.appID})
 	must(t, err)
-	var printed, complaints bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), node, "--input-type=module", "-e", joseScript, string(given))
-	cmd.Dir, cmd.Stdout, cmd.Stderr = folder, &printed, &complaints
-	if err := cmd.Run(); err != nil {
-		t.Fatalf("%v: %s", err, &complaints)
-	}
+	cmd.Dir, cmd.Stderr = folder, t.Output()
+	printed, err := cmd.Output()
+	must(t, err)
 	var theirs struct {
 		Read                  map[string]any
 		Refused, Right, Wrong map[string]string
 	}
-	must(t, json.Unmarshal(printed.Bytes(), &theirs))
-
-	for claim, want := range map[string]any{"iss": "https://login.example.com", "aud": "wx0123456789abcdef", "sub": "alice", "name": ours.Nickname, "picture": ours.Avatar} {
+	must(t, json.Unmarshal(printed, &theirs))
+	for claim, want := range map[string]any{"iss": "https://login.example.com", "aud": demoAppID,
+		"sub": "alice", "name": ours.Nickname, "picture": ours.Avatar} {
 		if got := theirs.Read[claim]; got != want || want == "" {
 			t.Errorf("jose reads the %s of our token as %q, want %q", claim, got, want)
 		}
 	}
 	for name, want := range map[string]string{
-		"another secret": "ERR_JWS_SIGNATURE_VERIFICATION_FAILED", "another issuer": "ERR_JWT_CLAIM_VALIDATION_FAILED", "another audience": "ERR_JWT_CLAIM_VALIDATION_FAILED",
-		"another algorithm": "ERR_JOSE_ALG_NOT_ALLOWED", "another day": "ERR_JWT_EXPIRED",
+		"another secret": "ERR_JWS_SIGNATURE_VERIFICATION_FAILED", "another day": "ERR_JWT_EXPIRED",
+		"another issuer": "ERR_JWT_CLAIM_VALIDATION_FAILED", "another audience": "ERR_JWT_CLAIM_VALIDATION_FAILED",
 	} {
 		if got := theirs.Refused[name]; got != want {
 			t.Errorf("jose checks our token for %s: %s, want %s", name, got, want)
 		}
 	}
-
 	ask := func(token string) *httptest.ResponseRecorder {
 		return w.do("GET", "/wechat/session", "", "Authorization", "Bearer "+token)
 	}
 	if len(theirs.Right) == 0 || len(theirs.Wrong) == 0 {
-		t.Fatalf("jose made no tokens: %s", &printed)
+		t.Fatalf("jose made no tokens: %s", printed)
 	}
 	for name, token := range theirs.Right {
 		if out := ask(token); out.Code != http.StatusOK || out.Header().Get("X-WeChat-OpenID") != "bob" {
