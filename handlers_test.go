@@ -39,7 +39,7 @@ type world struct {
 	calls map[string]int // calls of WeChat's API, by path
 
 	answers, begun *syncBuffer // what was answered, and that to getloginqr and getauthqr
-	issued         []string    // the tickets of flow B
+	issued         []string    // tickets
 }
 
 // syncBuffer is a log that may be written and read at once.
@@ -122,15 +122,14 @@ func (w *world) record(h http.Handler) http.Handler {
 // checkLeaks fails the test if a secret of this world is in its log, or in an
 // answer where it has no business.
 func (w *world) checkLeaks(t testing.TB, simulator *demo) {
-	everywhere := []string{w.config.appSecret, w.config.token, docKey}
-	tickets := w.issued
 	logged, answers, begun := w.logged.String(), w.answers.String(), w.begun.String()
+	secrets := []string{w.config.appSecret, w.config.token, docKey}
 	simulator.mu.Lock()
 	defer simulator.mu.Unlock()
 	for name, g := range simulator.grants {
 		switch g.kind {
 		case "token", "user", "code", "used":
-			everywhere = append(everywhere, name)
+			secrets = append(secrets, name)
 		case "ticket": // WeChat's: no secret, but random enough to hold a short Token
 			begun = strings.ReplaceAll(begun, url.QueryEscape(name), "")
 		}
@@ -138,15 +137,16 @@ func (w *world) checkLeaks(t testing.TB, simulator *demo) {
 	if strings.Contains(logged, `hint=""`) {
 		t.Error("a log line has an empty hint")
 	}
-	for _, secret := range everywhere {
-		if strings.Contains(logged+answers+begun, secret) || strings.Contains(logged+answers+begun, url.QueryEscape(secret)) {
+	leaks := func(secret, text string) {
+		if strings.Contains(text, secret) || strings.Contains(text, url.QueryEscape(secret)) {
 			t.Errorf("the secret %q is in the log or in an answer", secret)
 		}
 	}
-	for _, ticket := range tickets {
-		if strings.Contains(logged+answers, ticket) || strings.Contains(logged+answers, url.QueryEscape(ticket)) {
-			t.Errorf("the ticket %q is in the log or in an answer", ticket)
-		}
+	for _, secret := range secrets {
+		leaks(secret, logged+answers+begun)
+	}
+	for _, ticket := range w.issued {
+		leaks(ticket, logged+answers)
 	}
 }
 
@@ -246,105 +246,107 @@ func (w *world) signed() string {
 
 func (w *world) signedAt(at time.Time) string {
 	timestamp, nonce := strconv.FormatInt(at.Unix(), 10), rand.Text()
-	return url.Values{"timestamp": {timestamp}, "nonce": {nonce}, "signature": {signature(w.config.token, timestamp, nonce)}}.Encode()
+	sum := signature(w.config.token, timestamp, nonce)
+	return url.Values{"timestamp": {timestamp}, "nonce": {nonce}, "signature": {sum}}.Encode()
 }
 
 func pushXML(openID, eventName, key, ticket string) string {
-	return fmt.Sprintf("<xml><ToUserName>gh_1</ToUserName><FromUserName>%s</FromUserName><CreateTime>1714036504</CreateTime><MsgType>event</MsgType><Event>%s</Event><EventKey>%s</EventKey><Ticket>%s</Ticket></xml>", openID, eventName, key, ticket)
+	return fmt.Sprintf("<xml><ToUserName>gh_1</ToUserName><FromUserName>%s</FromUserName>"+
+		"<CreateTime>1714036504</CreateTime><MsgType>event</MsgType><Event>%s</Event><EventKey>%s</EventKey>"+
+		"<Ticket>%s</Ticket></xml>", openID, eventName, key, ticket)
 }
 
 func TestRoutes(t *testing.T) {
-	const policy, pagePolicy = "default-src 'none'; frame-ancestors 'none'", "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
-		"img-src 'self' https://*.qlogo.cn; form-action 'self'; base-uri 'none'; frame-src 'self'; frame-ancestors 'self'"
-	const jsonNothing = `application/json {"error":"not_found","message":"there is nothing here, or no longer"}`
-	const jsonMethod = `application/json {"error":"method_not_allowed","message":"not with this method; Allow says which"}`
+	const policy, pagePolicy = "default-src 'none'; frame-ancestors 'none'", "default-src 'none'; script-src 'self'; " +
+		"style-src 'self'; connect-src 'self'; img-src 'self' https://*.qlogo.cn; form-action 'self'; " +
+		"base-uri 'none'; frame-src 'self'; frame-ancestors 'self'"
+	const nothing = `application/json {"error":"not_found","message":"there is nothing here, or no longer"}`
+	const badMethod = ` application/json {"error":"method_not_allowed","message":"not with this method; Allow says`
+	const message, poll, expired = "/wechat/message", "/wechat/checklogin", `{"login":false,"status":"expired"}`
 	w := newWorld(t, "WECHAT_TOKEN="+docToken, "WECHAT_VERIFY_FILE=MP_verify_aB3xyz.txt")
-	good := w.signed()
+	good := "?" + w.signed()
 	bad := strings.Replace(good, "nonce=", "nonce=x", 1)
-	most := "<xml></xml>" + strings.Repeat(" ", 64<<10-len("<xml></xml>"))
+	most := "<xml></xml>" + strings.Repeat(" ", maxBody-len("<xml></xml>"))
 	scan, auth := w.begin(t, "getloginqr"), w.begin(t, "getauthqr")
-	ticket := url.QueryEscape(scan.Ticket)
+	mallory := pushXML("mallory", "SCAN", "s", scan.Ticket)
+	ticket, photographed := "?ticket="+scan.Ticket, "?ticket="+digest(auth.Ticket).String()
 	for _, test := range []struct {
 		name, method, target, body string
 		status                     int
-		want                       string // in the Content-Type and the body
+		want                       string // in Allow, the Content-Type and the body
 	}{
-		{"URL check of WeChat's documents", "GET", "/wechat/message?signature=" + docSignature + "&timestamp=1714036504&nonce=1514711492&echostr=4375", "", 200, "4375"},
-		{"URL check answers the echostr raw", "GET", "/wechat/message?echostr=%3Cb%3E4375%26&" + good, "", 200, plainText + " <b>4375&"},
-		{"URL check with a trailing slash is no redirect", "GET", "/wechat/message/?echostr=437&" + good, "", 200, "437"},
-		{"URL check with a bad signature", "GET", "/wechat/message?echostr=437&" + bad, "", 403, "bad_signature"},
-		{"URL check without a signature", "GET", "/wechat/message?echostr=437", "", 403, "bad_signature"},
-		{"unsigned push logs nobody in", "POST", "/wechat/message", pushXML("mallory", "SCAN", "s", scan.Ticket), 403, "bad_signature"},
-		{"badly signed push logs nobody in", "POST", "/wechat/message?" + bad, pushXML("mallory", "SCAN", "s", scan.Ticket), 403, "bad_signature"},
-		{"unsigned push that claims to be sealed logs nobody in", "POST", "/wechat/message?encrypt_type=aes&msg_signature=x&nonce=n&timestamp=" + strconv.FormatInt(time.Now().Unix(), 10), pushXML("mallory", "SCAN", "s", scan.Ticket), 403, "bad_signature"},
-		{"signature comes before size", "POST", "/wechat/message?" + bad, most + " ", 403, "bad_signature"},
-		{"push over 64 KiB", "POST", "/wechat/message?" + good, most + " ", 413, "too_large"},
-		{"push of 64 KiB", "POST", "/wechat/message?" + w.signed(), most, 200, "success"},
-		{"push that is no XML", "POST", "/wechat/message?" + good, `{"a":1}`, 400, "bad_push"},
-		{"push cut off", "POST", "/wechat/message?" + good, "<xml><Event>SCAN", 400, "bad_push"},
-		{"push with another root", "POST", "/wechat/message?" + good, "<html></html>", 400, "bad_push"},
-		{"push with a second root", "POST", "/wechat/message?" + good, "<xml></xml><xml></xml>", 400, "bad_push"},
-		{"empty push", "POST", "/wechat/message?" + good, "", 400, "bad_push"},
-		{"push with a trailing slash", "POST", "/wechat/message/?" + good, "<xml></xml>\n", 200, "success"},
-		{"QR code of a live ticket as PNG", "GET", "/wechat/qr.png?ticket=" + ticket, "", 200, "PNG"},
-		{"QR code of a live ticket as SVG", "GET", "/wechat/qr.svg?ticket=" + ticket, "", 200, "image/svg+xml <svg"},
-		{"QR code of a live ticket as text", "GET", "/wechat/qr.txt?ticket=" + ticket, "", 200, "█"},
-		{"QR code of an unknown ticket", "GET", "/wechat/qr.png?ticket=x", "", 404, "not_found"},
-		{"QR code by the digest that it shows", "GET", "/wechat/qr.png?ticket=" + digest(auth.Ticket).String(), "", 404, "not_found"},
+		{"URL check of WeChat's documents", "GET", message + "?signature=" + docSignature +
+			"&timestamp=1714036504&nonce=1514711492&echostr=4375", "", 200, "4375"},
+		{"URL check answers the echostr raw", "GET", message + good + "&echostr=%3C437%26", "", 200, plainText + " <437&"},
+		{"URL check with a slash is no redirect", "GET", message + "/" + good + "&echostr=437", "", 200, "437"},
+		{"URL check with a bad signature", "GET", message + bad + "&echostr=437", "", 403, "bad_signature"},
+		{"URL check without a signature", "GET", message + "?echostr=437", "", 403, "bad_signature"},
+		{"unsigned push logs nobody in", "POST", message, mallory, 403, "bad_signature"},
+		{"badly signed push logs nobody in", "POST", message + bad, mallory, 403, "bad_signature"},
+		{"unsigned push that claims to be sealed logs nobody in", "POST", message + "?encrypt_type=aes&msg_signature=x" +
+			"&nonce=n&timestamp=" + fmt.Sprint(time.Now().Unix()), mallory, 403, "bad_signature"},
+		{"signature comes before size", "POST", message + bad, most + " ", 403, "bad_signature"},
+		{"push over 64 KiB", "POST", message + good, most + " ", 413, "too_large"},
+		{"push of 64 KiB", "POST", message + "?" + w.signed(), most, 200, "success"},
+		{"push that is no XML", "POST", message + good, `{"a":1}`, 400, "bad_push"},
+		{"push cut off", "POST", message + good, "<xml><Event>SCAN", 400, "bad_push"},
+		{"push with another root", "POST", message + good, "<html></html>", 400, "bad_push"},
+		{"push with a second root", "POST", message + good, "<xml></xml><xml></xml>", 400, "bad_push"},
+		{"push with a trailing slash", "POST", message + "/" + good, "<xml></xml>\n", 200, "success"},
+		{"QR code as PNG", "GET", "/wechat/qr.png" + ticket, "", 200, "PNG"},
+		{"QR code as SVG", "GET", "/wechat/qr.svg" + ticket, "", 200, "image/svg+xml <svg"},
+		{"QR code as text", "GET", "/wechat/qr.txt" + ticket, "", 200, "█"},
+		{"QR code by the digest that it shows", "GET", "/wechat/qr.png" + photographed, "", 404, "not_found"},
 		{"QR code of no ticket", "GET", "/wechat/qr.txt", "", 404, "not_found"},
-		{"poll of a pending ticket", "GET", "/wechat/checklogin?ticket=" + ticket, "", 200, `{"login":false,"status":"pending","expiresIn":300}`},
-		{"poll of an unknown ticket", "GET", "/wechat/checklogin?ticket=x&wait=25", "", 200, `{"login":false,"status":"expired"}`},
-		{"poll by the digest, of who photographs the QR code", "GET", "/wechat/checklogin?ticket=" + digest(auth.Ticket).String(), "", 200, `{"login":false,"status":"expired"}`},
-		{"poll of no ticket", "GET", "/wechat/checklogin", "", 400, "missing_ticket"},
-		{"poll of an empty ticket", "GET", "/wechat/checklogin?ticket=", "", 200, `{"login":false,"status":"expired"}`},
-		{"poll with a nonsensical wait", "GET", "/wechat/checklogin?wait=x&ticket=" + ticket, "", 200, "pending"},
-		{"poll with a negative wait", "GET", "/wechat/checklogin?wait=-99999999999999999999&ticket=" + ticket, "", 200, "pending"},
+		{"poll of a pending ticket", "GET", poll + ticket, "", 200, `"status":"pending","expiresIn":300}`},
+		{"poll of an unknown ticket", "GET", poll + "?ticket=x&wait=25", "", 200, expired},
+		{"poll by the digest, of who photographs the QR code", "GET", poll + photographed, "", 200, expired},
+		{"poll of no ticket", "GET", poll, "", 400, "missing_ticket"},
+		{"poll of an empty ticket", "GET", poll + "?ticket=", "", 200, expired},
+		{"poll with a nonsensical wait", "GET", poll + ticket + "&wait=x", "", 200, "pending"},
 		{"flow B's URL, to be copied", "GET", "/wechat/getauthqr", "", 200, "&response_type=code&"},
 		{"callback of nobody", "GET", "/wechat/accessusercode", "", 303, ""},
-		{"login page", "GET", "/", "", 200, "wxscan.js"},
 		{"login page to go back nowhere", "GET", "/", "", 200, `data-return-to=""`},
-		{"login page to go back", "GET", "/?return_to=/reports/7?a=1%26b=2&c", "", 200, `data-return-to="/reports/7?a=1%26b=2&amp;c"`},
+		{"login page to go back", "GET", "/?return_to=/7?a=1%26b=2&c", "", 200, `data-return-to="/7?a=1%26b=2&amp;c"`},
 		{"login page to go astray", "GET", "/?return_to=//evil.com", "", 200, `data-return-to=""`},
-		{"login page to break out of", "GET", "/?return_to=/%22onload=%22x", "", 200, `data-return-to="/%22onload=%22x"`},
+		{"login page to break out of", "GET", "/?return_to=/%22x=%22y", "", 200, `data-return-to="/%22x=%22y"`},
 		{"file that proves our domain", "GET", "/MP_verify_aB3xyz.txt", "", 200, plainText + " aB3xyz"},
-		{"file that proves another's", "GET", "/MP_verify_other.txt", "", 404, ""},
-		{"script", "GET", "/static/wxscan.js", "", 200, "wxscan:login"},
-		{"phone's page of success", "GET", "/static/html/loginsucceed.html", "", 200, "登录成功"},
-		{"phone's page of failure", "GET", "/static/html/loginfailed.html?reason=used", "", 200, "登录未完成"},
-		{"no listing of static", "GET", "/static/", "", 404, "not_found"},
-		{"no listing below static", "GET", "/static/html/", "", 404, "not_found"},
-		{"no listing without the slash", "GET", "/static/html", "", 404, "not_found"},
-		{"no file outside static", "GET", "/static/%2e%2e/main.go", "", 404, jsonNothing},
-		{"unknown path", "GET", "/nothing", "", 404, jsonNothing},
-		{"unknown path of another method", "POST", "/nothing", "", 404, jsonNothing},
+		{"file that proves another's", "GET", "/MP_verify_other.txt", "", 404, nothing},
+		{"phone's page", "GET", "/static/html/loginfailed.html?reason=used", "", 200, "登录未完成"},
+		{"no listing of static", "GET", "/static/", "", 404, nothing},
+		{"no listing below static", "GET", "/static/html", "", 404, nothing},
+		{"no file outside static", "GET", "/static/%2e%2e/main.go", "", 404, nothing},
+		{"unknown path of another method", "POST", "/nothing", "", 404, nothing},
 		{"nothing of the simulator below its path", "GET", "/demo/nothing", "", 404, ""},
 		{"health", "GET", "/healthz", "", 200, "ok"},
-		{"wrong method", "PUT", "/wechat/message", "", 405, jsonMethod},
-		{"a QR code is not POSTed for", "POST", "/wechat/getauthqr", "", 405, jsonMethod},
-		{"nor deleted", "DELETE", "/wechat/checklogin", "", 405, jsonMethod},
-		{"nor is the login page", "DELETE", "/", "", 405, jsonMethod},
-		{"a preflight of nobody we allow", "OPTIONS", "/wechat/checklogin", "", 405, jsonMethod},
+		{"wrong method", "PUT", message, "", 405, "GET, HEAD, POST" + badMethod},
+		{"wrong method with a trailing slash", "PUT", message + "/", "", 405, "GET, HEAD, POST" + badMethod},
+		{"the login page is not deleted", "DELETE", "/", "", 405, "GET, HEAD" + badMethod},
+		{"a logout is POSTed", "GET", "/wechat/logout", "", 405, "POST" + badMethod},
+		{"a preflight of nobody we allow", "OPTIONS", poll, "", 405, "GET, HEAD" + badMethod},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			out := w.do(test.method, test.target, test.body)
 			header := out.Header()
-			if said := header.Get("Content-Type") + " " + out.Body.String(); out.Code != test.status || !strings.Contains(said, test.want) {
+			said := header.Get("Allow") + " " + header.Get("Content-Type") + " " + out.Body.String()
+			if out.Code != test.status || !strings.Contains(said, test.want) {
 				t.Errorf("%d %.200q, want %d and %q", out.Code, said, test.status, test.want)
 			}
-			want := map[string]string{"Content-Security-Policy": policy, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
-			if isFile := strings.HasPrefix(test.target, "/static/"); out.Code == 200 && (isFile || strings.HasPrefix(header.Get("Content-Type"), "text/html")) {
-				want["Content-Security-Policy"], want["Cache-Control"] = pagePolicy, map[bool]string{true: "no-cache", false: "no-store"}[isFile]
-			}
-			if out.Code == 200 && strings.HasPrefix(test.target, "/wechat/qr.") {
+			want := map[string]string{"Content-Security-Policy": policy, "Cache-Control": "no-store",
+				"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
+			switch isFile := strings.HasPrefix(test.target, "/static/"); {
+			case out.Code == 200 && isFile:
+				want["Cache-Control"] = "no-cache"
+				fallthrough
+			case out.Code == 200 && strings.HasPrefix(header.Get("Content-Type"), "text/html"):
+				want["Content-Security-Policy"] = pagePolicy
+			case out.Code == 200 && strings.HasPrefix(test.target, "/wechat/qr."):
 				delete(want, "Cache-Control") // it depends on the ticket
 			}
 			for name, want := range want {
 				if got := header.Get(name); got != want {
 					t.Errorf("%s: %q, want %q", name, got, want)
 				}
-			}
-			if out.Code == 405 && header.Get("Allow") == "" {
-				t.Error("405 without Allow")
 			}
 			for name := range header {
 				if strings.HasPrefix(name, "Access-Control-") {
@@ -359,48 +361,55 @@ func TestRoutes(t *testing.T) {
 	if log := w.logged.String(); !strings.Contains(log, "GET /wechat/message") || strings.Contains(log, "echostr") {
 		t.Errorf("the log tells URLs, or no routes: %s", log)
 	}
+	header := w.do("GET", "/static/wxscan.js", "").Header()
+	etag, kind := header.Get("ETag"), header.Get("Content-Type")
+	again := w.do("GET", "/static/wxscan.js", "", "If-None-Match", etag)
+	if etag == "" || again.Code != 304 || !strings.HasPrefix(kind, "text/javascript") {
+		t.Errorf("%v, then %d", header, again.Code)
+	}
 }
 
 func TestLogin(t *testing.T) {
-	done := pollAnswer{Login: true, Status: "done", login: login{OpenID: "alice"}}
+	alice := login{OpenID: "alice"}
+	profile := login{"alice", "union-alice", "alice", "http://127.0.0.1:80/demo/avatar.svg"}
+	const ok, failed = "/static/html/loginsucceed.html", "/static/html/loginfailed.html?reason="
 	for _, test := range []struct {
-		name, begin, event string
-		settings           []string
-		shown              string // on the phone
-		want               pollAnswer
+		name, begin, event, setting string
+		shown                       string // on the phone
+		want                        login
 	}{
-		{"flow A, by a follower", "getloginqr", "scan", nil, "您已登录 127.0.0.1:80（20:00）。如非本人操作", done},
-		{"flow A, by somebody new", "getloginqr", "subscribe", nil, "You have logged in to 127.0.0.1:80 (20:00 Beijing time)", done},
-		{"flow A, in safe mode", "getloginqr", "scan", []string{"WECHAT_AES_KEY=" + docKey}, "您已登录 127.0.0.1:80（20:00）", done},
-		{"flow B", "getauthqr", "allow", nil, "/static/html/loginsucceed.html", done},
-		{"flow B, with a profile", "getauthqr", "allow", []string{"WECHAT_SCOPE=snsapi_userinfo"}, "/static/html/loginsucceed.html",
-			pollAnswer{Login: true, Status: "done", login: login{OpenID: "alice", Nickname: "alice", UnionID: "union-alice", Avatar: "http://127.0.0.1:80/demo/avatar.svg"}}},
-		{"flow A, not followed", "getloginqr", "decline", nil, "没有关注", pollAnswer{Status: "pending", ExpiresIn: 300}},
-		{"flow B, declined", "getauthqr", "decline", nil, "/static/html/loginfailed.html?reason=denied", pollAnswer{Status: "pending", ExpiresIn: 300}},
-		{"flow B, virtual user", "getauthqr", "snapshot", nil, "/static/html/loginfailed.html?reason=snapshot", pollAnswer{Status: "pending", ExpiresIn: 300}},
+		{"flow A, by a follower", "getloginqr", "scan", "", "您已登录 127.0.0.1:80（20:00）。如非本人操作", alice},
+		{"flow A, by somebody new", "getloginqr", "subscribe", "", "logged in to 127.0.0.1:80 (20:00 Beijing time)", alice},
+		{"flow A, in safe mode", "getloginqr", "scan", "WECHAT_AES_KEY=" + docKey, "您已登录 127.0.0.1:80（20:00）", alice},
+		{"flow B", "getauthqr", "allow", "", ok, alice},
+		{"flow B, with a profile", "getauthqr", "allow", "WECHAT_SCOPE=snsapi_userinfo", ok, profile},
+		{"flow A, not followed", "getloginqr", "decline", "", "没有关注", login{}},
+		{"flow B, declined", "getauthqr", "decline", "", failed + "denied", login{}},
+		{"flow B, virtual user", "getauthqr", "snapshot", "", failed + "snapshot", login{}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				time.Sleep(12 * time.Hour) // a bubble begins at midnight UTC
-				w := newWorld(t, test.settings...)
+				w := newWorld(t, test.setting)
 				qr, other := w.begin(t, test.begin), w.begin(t, test.begin)
-				if qr.ExpiresIn != 300 || qr.URL == "" || len(qr.Ticket) < 26 || qr.Ticket == other.Ticket || !strings.Contains(qr.QRURL, url.QueryEscape(qr.Ticket)) {
+				if qr.ExpiresIn != 300 || qr.URL == "" || len(qr.Ticket) < 26 || qr.Ticket == other.Ticket ||
+					!strings.Contains(qr.QRURL, qr.Ticket) {
 					t.Errorf("%+v", qr)
 				}
-				if status, shown := w.scan(qr.Ticket, "alice", test.event); status != 200 || !strings.Contains(shown, test.shown) {
-					t.Errorf("the phone shows %d %q, want %q", status, shown, test.shown)
+				if _, shown := w.scan(qr.Ticket, "alice", test.event); !strings.Contains(shown, test.shown) {
+					t.Errorf("the phone shows %q, want %q", shown, test.shown)
 				}
-				var tokens []string
-				for range 2 {
-					got := w.check(t, qr.Ticket, "")
-					tokens = append(tokens, got.Token)
-					got.Token = ""
-					if got != test.want {
-						t.Errorf("poll: %+v, want %+v", got, test.want)
-					}
+				want := pollAnswer{Login: true, Status: statusDone, login: test.want}
+				if test.want.OpenID == "" {
+					want = pollAnswer{Status: statusPending, ExpiresIn: 300}
 				}
-				if claims, err := w.signer.verify(tokens[0]); (err == nil) != test.want.Login || tokens[0] != tokens[1] || err == nil && claims.OpenID != "alice" {
-					t.Errorf("tokens %q hold %+v, %v", tokens, claims, err)
+				got, again := w.check(t, qr.Ticket, ""), w.check(t, qr.Ticket, "")
+				claims, err := w.signer.verify(got.Token)
+				if again != got || (err == nil) != want.Login || err == nil && claims.OpenID != "alice" {
+					t.Errorf("tokens %q, then %q, hold %+v, %v", got.Token, again.Token, claims, err)
+				}
+				if got.Token = ""; got != want {
+					t.Errorf("poll: %+v, want %+v", got, want)
 				}
 				if got := w.check(t, other.Ticket, ""); got.Login {
 					t.Errorf("another browser is logged in: %+v", got)
@@ -411,18 +420,29 @@ func TestLogin(t *testing.T) {
 }
 
 func TestPollWakesAtTheScan(t *testing.T) {
-	for _, begin := range []string{"getloginqr", "getauthqr"} {
-		synctest.Test(t, func(t *testing.T) {
-			w := newWorld(t)
-			qr := w.begin(t, begin)
-			start := time.Now()
-			time.AfterFunc(7*time.Second, func() { w.scan(qr.Ticket, "alice", "") })
-			got := w.check(t, qr.Ticket, "25")
-			if took := time.Since(start); !got.Login || took != 7*time.Second {
-				t.Errorf("%+v after %v", got, took)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		for _, test := range []struct {
+			begin, name, site, mode, dest, accept string
+			cookies                               int
+		}{
+			{"getloginqr", "our page", "same-origin", "cors", "empty", "*/*", 1},
+			{"getauthqr", "our page", "same-origin", "cors", "empty", "*/*", 1},
+			{"getauthqr", "a sibling's picture", "same-site", "no-cors", "image", "image/*", 0},
+			{"getauthqr", "a link in an old browser", "", "", "", "text/html", 0},
+		} {
+			qr, start := w.begin(t, test.begin), time.Now()
+			time.AfterFunc(7*time.Second, func() { w.scan(qr.Ticket, "mallory", "") })
+			out := w.do("GET", "/wechat/checklogin?wait=25&ticket="+qr.Ticket, "", "Sec-Fetch-Site", test.site,
+				"Sec-Fetch-Mode", test.mode, "Sec-Fetch-Dest", test.dest, "Accept", test.accept)
+			if took := time.Since(start); took != 7*time.Second || !strings.Contains(out.Body.String(), "mallory") {
+				t.Errorf("%s: %s after %v", test.name, out.Body, took)
 			}
-		})
-	}
+			if got := len(out.Result().Cookies()); got != test.cookies {
+				t.Errorf("%s: %d cookies, want %d", test.name, got, test.cookies)
+			}
+		}
+	})
 }
 
 func TestCallback(t *testing.T) {
@@ -461,9 +481,7 @@ func TestCallback(t *testing.T) {
 	if got := w.check(t, auth.Ticket, ""); got.OpenID != "alice" {
 		t.Errorf("logged in: %+v", got)
 	}
-
-	second := w.begin(t, "getauthqr")
-	if got := callback(digest(second.Ticket).String(), good); got != failed+"used" {
+	if got := callback(digest(w.begin(t, "getauthqr").Ticket).String(), good); got != failed+"used" {
 		t.Errorf("a code used for another ticket: %s", got)
 	}
 }
@@ -478,10 +496,12 @@ func TestAPhotographOfTheCodeTakesNoLogin(t *testing.T) {
 			guesses := []string{digest(qr.Ticket).String(), qr.URL}
 			made := time.Now()
 			for i := range 298 {
-				guesses = append(guesses, wechatTicket(qr.URL, made.Add(time.Duration(i-149)*time.Second), 5*time.Minute))
+				at := made.Add(time.Duration(i-149) * time.Second)
+				guesses = append(guesses, wechatTicket(qr.URL, at, 5*time.Minute))
 			}
-			if wechats, err := url.Parse(qr.WeChatQRURL); begin == "getloginqr" && (err != nil || !slices.Contains(guesses, wechats.Query().Get("ticket"))) {
-				t.Fatalf("WeChat's ticket, in %s, is not among the guesses: %v", qr.WeChatQRURL, err)
+			isRight := func(guess string) bool { return strings.HasSuffix(qr.WeChatQRURL, "="+url.QueryEscape(guess)) }
+			if begin == "getloginqr" && !slices.ContainsFunc(guesses, isRight) {
+				t.Fatalf("WeChat's ticket, in %s, is not among the guesses", qr.WeChatQRURL)
 			}
 			find := func(when string) {
 				for _, guess := range guesses {
@@ -505,7 +525,8 @@ func TestMadeUpCodesDenyNobodyTheLogin(t *testing.T) {
 	w := newWorld(t)
 	qr := w.begin(t, "getauthqr")
 	back := func(code, peer string) string {
-		return w.do("GET", "/wechat/accessusercode?code="+code+"&state="+digest(qr.Ticket).String(), "", "peer", peer).Header().Get("Location")
+		target := "/wechat/accessusercode?code=" + code + "&state=" + digest(qr.Ticket).String()
+		return w.do("GET", target, "", "peer", peer).Header().Get("Location")
 	}
 	for i := range 25 {
 		want := "expired"
@@ -531,11 +552,14 @@ func TestFlowBWorksWhileFlowAFails(t *testing.T) {
 	w := newWorld(t)
 	w.setFault(refusing("stable_token", 40164, "invalid ip 203.0.113.7, not in whitelist rid: 1"))
 	out := w.do("GET", "/wechat/getloginqr", "")
-	if got := out.Body.String(); out.Code != 502 || !strings.Contains(got, `"error":"wechat_refused"`) || !strings.Contains(got, `"errcode":40164`) || strings.Contains(got, "203.0.113.7") {
+	if got := out.Body.String(); out.Code != 502 || !strings.Contains(got, `{"error":"wechat_refused",`) ||
+		!strings.Contains(got, `"errcode":40164`) || strings.Contains(got, "203.0.113.7") {
 		t.Errorf("flow A: %d %s", out.Code, got)
 	}
-	if log := w.logged.String(); !strings.Contains(log, "203.0.113.7") || !strings.Contains(log, "rid: 1") || !strings.Contains(log, "IP白名单") {
-		t.Errorf("the log does not tell what to do: %s", log)
+	for _, word := range []string{"203.0.113.7", "rid: 1", "IP白名单"} {
+		if log := w.logged.String(); !strings.Contains(log, word) {
+			t.Errorf("the log does not tell %q: %s", word, log)
+		}
 	}
 	qr := w.begin(t, "getauthqr")
 	w.scan(qr.Ticket, "alice", "")
@@ -549,7 +573,8 @@ func TestTooManyTickets(t *testing.T) {
 	w.begin(t, "getauthqr")
 	for _, path := range []string{"/wechat/getauthqr", "/wechat/getloginqr"} {
 		out := w.do("GET", path, "")
-		if out.Code != 503 || out.Header().Get("Retry-After") == "" || !strings.Contains(out.Body.String(), "too_many_tickets") {
+		code := `{"error":"too_many_tickets",`
+		if out.Code != 503 || out.Header().Get("Retry-After") == "" || !strings.HasPrefix(out.Body.String(), code) {
 			t.Errorf("%s: %d %s", path, out.Code, out.Body)
 		}
 	}
@@ -558,55 +583,11 @@ func TestTooManyTickets(t *testing.T) {
 	}
 }
 
-func TestStaticFilesAreRevalidated(t *testing.T) {
-	w := newWorld(t)
-	header := w.do("GET", "/static/wxscan.js", "").Header()
-	etag, contentType := header.Get("ETag"), header.Get("Content-Type")
-	if again := w.do("GET", "/static/wxscan.js", "", "If-None-Match", etag); etag == "" || again.Code != 304 || !strings.HasPrefix(contentType, "text/javascript") {
-		t.Errorf("ETag %q, then %d; %s", etag, again.Code, contentType)
-	}
-}
-
 // newLocalServer serves h on loopback and returns its URL.
 func newLocalServer(t testing.TB, h http.Handler) string {
 	server := httptest.NewServer(h)
 	t.Cleanup(server.Close)
 	return server.URL
-}
-
-func TestOneClientGetsFewQRCodesAMinute(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		ask := func(path, peer, forwarded string) *httptest.ResponseRecorder {
-			return w.do("GET", path, "", "peer", peer, "X-Forwarded-For", forwarded)
-		}
-		for i := range 60 {
-			path := []string{"/wechat/getauthqr", "/wechat/getloginqr"}[i%2]
-			if out := ask(path, "203.0.113.7:1", "10.0.0.1"); out.Code != 200 {
-				t.Fatalf("request %d: %d", i, out.Code)
-			}
-			time.Sleep(100 * time.Millisecond)
-		}
-		out := ask("/wechat/getauthqr", "203.0.113.7:2", "10.0.0.99")
-		if out.Code != 429 || out.Header().Get("Retry-After") != "54" || !strings.Contains(out.Body.String(), "rate_limited") {
-			t.Errorf("%d, Retry-After %q, %s", out.Code, out.Header().Get("Retry-After"), out.Body)
-		}
-		for _, test := range []struct {
-			name, peer, forwarded string
-			want                  int
-		}{
-			{"another client", "203.0.113.8:1", "", 200}, {"loopback", "127.0.0.1:1", "", 200},
-			{"the same client through nginx", "127.0.0.1:1", "10.0.0.1, 203.0.113.7", 429},
-		} {
-			if out := ask("/wechat/getauthqr", test.peer, test.forwarded); out.Code != test.want {
-				t.Errorf("%s: %d", test.name, out.Code)
-			}
-		}
-		time.Sleep(54 * time.Second)
-		if out := ask("/wechat/getauthqr", "203.0.113.7:1", ""); out.Code != 200 {
-			t.Errorf("after Retry-After: %d", out.Code)
-		}
-	})
 }
 
 func TestStrangersCannotFillTheLog(t *testing.T) {
@@ -645,8 +626,8 @@ func TestNastyNamesAreData(t *testing.T) {
 	if raw := out.Body.String(); strings.ContainsAny(raw, "\r\x00\u2028") || strings.Count(raw, "\n") != 1 {
 		t.Errorf("raw in JSON: %q", raw)
 	}
-	if header := out.Header(); header.Get("Content-Type") != "application/json" || header.Get("X-Content-Type-Options") != "nosniff" {
-		t.Errorf("JSON with < in it could be taken for a page: %v", header)
+	if got := out.Header().Get("Content-Type"); got != "application/json" {
+		t.Errorf("JSON with < in it could be taken for a page: it is %s", got)
 	}
 	w.do("GET", "/wechat/getloginqr", "")
 	w.do("GET", "/wechat/accessusercode?state="+url.QueryEscape(nasty)+"&code="+url.QueryEscape(nasty), "")
@@ -658,7 +639,7 @@ func TestNastyNamesAreData(t *testing.T) {
 
 	w.setFault(nil)
 	scan := w.begin(t, "getloginqr")
-	openID := strings.Map(func(r rune) rune { return map[bool]rune{true: ' ', false: r}[r == '\r'] }, nasty) // XML has no CR
+	openID := strings.ReplaceAll(nasty, "\r", " ") // XML has no CR
 	var escaped bytes.Buffer
 	must(t, xml.EscapeText(&escaped, []byte(openID)))
 	out = w.push(pushXML(escaped.String(), "SCAN", "s", scan.Ticket))
@@ -684,7 +665,6 @@ func TestOnlyAFetchOfOurOwnBringsASession(t *testing.T) {
 		session                                bool
 	}{
 		{"curl", "", "", "", "", "*/*", true},
-		{"a program that names nothing", "", "", "", "", "", true},
 		{"an old browser's fetch of ours", "", "", "", own, "*/*", true},
 		{"an old browser's fetch of an allowed site's", "", "", "", front, "*/*", true},
 		{"an old browser's fetch of another site's", "", "", "", evil, "*/*", false},
@@ -692,26 +672,16 @@ func TestOnlyAFetchOfOurOwnBringsASession(t *testing.T) {
 		{"a link in an old browser", "", "", "", "", "text/html,application/xhtml+xml,*/*;q=0.8", false},
 		{"our page's fetch", "same-origin", "cors", "empty", "", "*/*", true},
 		{"our page's fetch, of which a proxy lets only this through", "same-origin", "", "", "", "", true},
-		{"our page's fetch within the origin", "same-origin", "same-origin", "empty", "", "*/*", true},
 		{"a link on our page", "same-origin", "navigate", "document", "", "text/html", false},
-		{"a link on our page, of an odd browser", "same-origin", "navigate", "", "", "*/*", false},
-		{"a frame on our page", "same-origin", "navigate", "iframe", "", "*/*", false},
 		{"a picture that is posted on our page", "same-origin", "no-cors", "image", "", "image/*", false},
-		{"typed", "none", "navigate", "document", "", "*/*", false},
 		{"typed, of which a proxy lets only this through", "none", "", "", "", "", false},
 		{"an allowed site's fetch", "cross-site", "cors", "empty", front, "*/*", true},
 		{"an allowed sibling's fetch", "same-site", "cors", "empty", front, "*/*", true},
 		{"an allowed sibling's picture", "same-site", "cors", "image", front, "image/*", false},
-		{"an allowed sibling's link", "same-site", "navigate", "document", front, "*/*", false},
 		{"a sibling's picture", "same-site", "no-cors", "image", "", "image/*", false},
-		{"a sibling's script", "same-site", "no-cors", "script", "", "*/*", false},
-		{"a sibling's frame", "same-site", "navigate", "iframe", "", "*/*", false},
-		{"a sibling's style sheet", "same-site", "no-cors", "style", "", "text/css,*/*;q=0.1", false},
-		{"a sibling's prefetch", "same-site", "no-cors", "empty", "", "*/*", false},
 		{"a sibling's fetch", "same-site", "cors", "empty", evil, "*/*", false},
 		{"a sibling's blind fetch", "same-site", "no-cors", "empty", "", "*/*", false},
 		{"a fetch that claims to be ours", "same-site", "cors", "empty", own, "*/*", false},
-		{"a stranger's picture", "cross-site", "no-cors", "image", "", "image/*", false},
 		{"a stranger's fetch", "cross-site", "cors", "empty", evil, "*/*", false},
 		{"what nobody knows yet", "near", "cors", "empty", "", "*/*", false},
 	} {
@@ -724,29 +694,6 @@ func TestOnlyAFetchOfOurOwnBringsASession(t *testing.T) {
 	}
 }
 
-func TestAParkedPollKnowsWhoAsked(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		for _, test := range []struct {
-			name, site, mode, dest, accept string
-			cookies                        int
-		}{
-			{"our page", "same-origin", "cors", "empty", "*/*", 1},
-			{"a sibling's picture", "same-site", "no-cors", "image", "image/*", 0},
-			{"a link", "same-origin", "navigate", "document", "*/*", 0},
-			{"a link in an old browser", "", "", "", "text/html", 0},
-		} {
-			qr := w.begin(t, "getauthqr")
-			time.AfterFunc(7*time.Second, func() { w.scan(qr.Ticket, "mallory", "") })
-			out := w.do("GET", "/wechat/checklogin?wait=25&ticket="+qr.Ticket, "", "Sec-Fetch-Site", test.site,
-				"Sec-Fetch-Mode", test.mode, "Sec-Fetch-Dest", test.dest, "Accept", test.accept)
-			if got := len(out.Result().Cookies()); got != test.cookies || !strings.Contains(out.Body.String(), "mallory") {
-				t.Errorf("%s: %d cookies, want %d, with %s", test.name, got, test.cookies, out.Body)
-			}
-		}
-	})
-}
-
 func TestAnotherSiteSpendsNoTickets(t *testing.T) {
 	const front, evil = "https://www.example.com", "https://evil.example.com"
 	w := newWorld(t, "ALLOWED_ORIGINS="+front, "QR_RATE=3")
@@ -756,14 +703,14 @@ func TestAnotherSiteSpendsNoTickets(t *testing.T) {
 	for _, path := range []string{"/wechat/getloginqr", "/wechat/getauthqr"} {
 		for _, site := range []string{"cross-site", "same-site"} {
 			for _, origin := range []string{"", evil, "null"} {
-				if out := ask(path, site, origin); out.Code != 403 || !strings.Contains(out.Body.String(), `"cross_origin"`) {
+				if out := ask(path, site, origin); out.Code != 403 {
 					t.Errorf("%s from %s, %q: %d %s", path, site, origin, out.Code, out.Body)
 				}
 			}
 		}
 	}
-	if got := w.called("/cgi-bin/qrcode/create"); got != 0 || w.tickets.records.(*localRecords).count.Load() != 0 {
-		t.Errorf("%d QR codes of WeChat's and %d tickets are spent", got, w.tickets.records.(*localRecords).count.Load())
+	if got, n := w.called("/cgi-bin/qrcode/create"), w.local.count.Load(); got != 0 || n != 0 {
+		t.Errorf("%d QR codes of WeChat's and %d tickets are spent", got, n)
 	}
 	// None of the refusals counts against the client.
 	for _, test := range []struct{ name, site, origin string }{
@@ -779,20 +726,19 @@ func TestHEADDoesNothing(t *testing.T) {
 	w := newWorld(t)
 	qr := w.begin(t, "getauthqr")
 	callback := "/wechat/accessusercode?state=" + digest(qr.Ticket).String() + "&code=" + w.code(t, "alice", "allow")
-	begun := w.tickets.records.(*localRecords).count.Load()
+	begun := w.local.count.Load()
 	for _, target := range []string{"/wechat/getloginqr", "/wechat/getauthqr", callback} {
 		if out := w.do("HEAD", target, ""); out.Code != 405 || out.Header().Get("Allow") != "GET" {
 			t.Errorf("%.24s: %d, Allow %q, want 405 and GET", target, out.Code, out.Header().Get("Allow"))
 		}
 	}
-	if now := w.tickets.records.(*localRecords).count.Load(); now != begun {
+	if now := w.local.count.Load(); now != begun {
 		t.Errorf("%d tickets, want %d", now, begun)
 	}
 	if got := w.check(t, qr.Ticket, ""); got.Status != statusPending {
 		t.Errorf("HEAD on the callback logs in: %+v", got)
 	}
-	for _, target := range []string{"/", "/healthz", "/static/wxscan.js", "/static/html/loginsucceed.html",
-		"/wechat/qr.png?ticket=" + qr.Ticket, "/wechat/qr.svg?ticket=" + qr.Ticket, "/wechat/qr.txt?ticket=" + qr.Ticket} {
+	for _, target := range []string{"/", "/static/wxscan.js", "/wechat/qr.png?ticket=" + qr.Ticket} {
 		if out := w.do("HEAD", target, ""); out.Code != 200 {
 			t.Errorf("%.24s: %d, want 200", target, out.Code)
 		}
@@ -814,10 +760,9 @@ func TestAPictureIsKeptAsLongAsItsTicket(t *testing.T) {
 			{"when it has expired", 500 * time.Millisecond, "no-store"},
 		} {
 			time.Sleep(test.after)
-			for _, picture := range []string{"qr.png", "qr.svg", "qr.txt"} {
-				if got := w.do("GET", "/wechat/"+picture+"?ticket="+qr.Ticket, "").Header().Get("Cache-Control"); got != test.want {
-					t.Errorf("%s, %s: Cache-Control %q, want %q", test.name, picture, got, test.want)
-				}
+			got := w.do("GET", "/wechat/qr.txt?ticket="+qr.Ticket, "").Header().Get("Cache-Control")
+			if got != test.want {
+				t.Errorf("%s: Cache-Control %q, want %q", test.name, got, test.want)
 			}
 		}
 	})
@@ -827,56 +772,40 @@ func TestOneClientGetsTenTimesAsManyPictures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "QR_RATE=3")
 		qr := w.begin(t, "getauthqr")
-		look := func(picture, ticket, peer string) *httptest.ResponseRecorder {
-			return w.do("GET", "/wechat/"+picture+"?ticket="+ticket, "", "peer", peer)
+		look := func(path, peer string) *httptest.ResponseRecorder {
+			return w.do("GET", "/wechat/"+path, "", "peer", peer)
 		}
+		const one, other = "203.0.113.7:1", "203.0.113.8:1"
+		picture := "qr.txt?ticket=" + qr.Ticket
 		for i := range 30 {
-			if out := look([]string{"qr.png", "qr.svg", "qr.txt"}[i%3], qr.Ticket, "203.0.113.7:1"); out.Code != 200 {
+			if out := look([]string{picture, "qr.svg?ticket=" + qr.Ticket}[i%2], one); out.Code != 200 {
 				t.Fatalf("picture %d: %d", i, out.Code)
 			}
-			look("qr.png", "none", "203.0.113.7:1") // costs nothing, and does not count
+			look("qr.png?ticket=none", one) // costs nothing, and does not count
 		}
-		out := look("qr.png", qr.Ticket, "203.0.113.7:1")
-		if out.Code != 429 || out.Header().Get("Retry-After") != "60" || out.Header().Get("Cache-Control") != "no-store" {
-			t.Errorf("one more: %d, %v", out.Code, out.Header())
+		header := look(picture, one).Header()
+		if header.Get("Retry-After") != "60" || header.Get("Cache-Control") != "no-store" {
+			t.Errorf("one more: %v", header)
 		}
-		if out := look("qr.png", qr.Ticket, "203.0.113.8:1"); out.Code != 200 {
-			t.Errorf("another client: %d", out.Code)
-		}
-		if out := w.do("GET", "/wechat/getauthqr", "", "peer", "203.0.113.7:1"); out.Code != 200 {
-			t.Errorf("who has looked too often gets no ticket: %d", out.Code)
+		if a, b := look(picture, other).Code, look("getauthqr", one).Code; a != 200 || b != 200 {
+			t.Errorf("another client: %d; who has looked too often gets a ticket: %d", a, b)
 		}
 		time.Sleep(time.Minute)
-		if out := look("qr.png", qr.Ticket, "203.0.113.7:1"); out.Code != 200 {
+		if out := look(picture, one); out.Code != 200 {
 			t.Errorf("after Retry-After: %d", out.Code)
 		}
 	})
 }
 
-func TestOurOwnFormsAreNotCrossOrigin(t *testing.T) {
+func TestOtherSitesAreRefusedAndOurOwnFormsAreNot(t *testing.T) {
 	w := newWorld(t, "PUBLIC_URL=http://login.example.com")
-	for origin, status := range map[string]int{"http://login.example.com": 303, "http://evil.example.com": 403, "null": 403} {
-		out := w.do("POST", "/wechat/confirm", "", "Origin", origin) // and no Sec-Fetch-Site, as over plain http; Host is the proxy's
+	// Without Sec-Fetch-Site, as over plain http; Host is the proxy's.
+	for origin, status := range map[string]int{w.config.publicURL: 303, "http://evil.example.com": 403, "null": 403} {
+		out := w.do("POST", "/wechat/confirm", "", "Origin", origin)
 		if out.Code != status {
 			t.Errorf("from %s: %d, want %d", origin, out.Code, status)
 		}
 	}
-}
-
-func TestWrongMethodsAreToldTheRightOnes(t *testing.T) {
-	w := newWorld(t)
-	for target, want := range map[string]string{
-		"/wechat/message": "GET, HEAD, POST", "/wechat/message/": "GET, HEAD, POST",
-		"/wechat/logout": "POST", "/wechat/session": "GET, HEAD", "/": "GET, HEAD",
-	} {
-		if out := w.do("PUT", target, ""); out.Code != 405 || out.Header().Get("Allow") != want {
-			t.Errorf("%s: %d, Allow %q, want 405 and %q", target, out.Code, out.Header().Get("Allow"), want)
-		}
-	}
-}
-
-func TestOtherSitesAreRefusedInOurOwnWords(t *testing.T) {
-	w := newWorld(t)
 	out := w.do("POST", "/wechat/logout", "", "Sec-Fetch-Site", "cross-site")
 	want := `{"error":"cross_origin","message":"another site may not ask for this"}` + "\n"
 	if out.Code != 403 || out.Body.String() != want {
@@ -889,10 +818,9 @@ func TestOtherSitesAreRefusedInOurOwnWords(t *testing.T) {
 
 func TestOriginsAreComparedAsBrowsersWriteThem(t *testing.T) {
 	for setting, origin := range map[string]string{
-		"HTTPS://WWW.Example.com": "https://www.example.com", "https://www.example.com:443": "https://www.example.com",
-		"http://www.example.com:80": "http://www.example.com", "https://www.example.com:80": "https://www.example.com:80",
-		"https://www.example.com:8443": "https://www.example.com:8443",
-		"http://[2001:DB8:0:0::1]:80":  "http://[2001:db8::1]", "https://203.0.113.7:443": "https://203.0.113.7",
+		"HTTPS://WWW.Example.com:443": "https://www.example.com",
+		"https://www.example.com:80":  "https://www.example.com:80",
+		"http://[2001:DB8:0:0::1]:80": "http://[2001:db8::1]",
 	} {
 		w := newWorld(t, "ALLOWED_ORIGINS=https://other.example.com,"+setting)
 		out := w.do("GET", "/wechat/checklogin", "", "Origin", origin)

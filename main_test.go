@@ -171,6 +171,7 @@ var (
 func TestMain(m *testing.M) {
 	programDir, _ = os.MkdirTemp("", "wxscan")
 	code := m.Run()
+	endBrowsers()
 	os.RemoveAll(programDir)
 	os.Exit(code)
 }
