@@ -42,8 +42,8 @@ func (s *server) sendCode(ctx context.Context, push *event) (text string, err er
 		if err != nil {
 			return "", err
 		}
-		held = record{Flow: flowAPI, QR: code, Status: statusPending, Names: message, Since: now, Ends: now.Add(codeLife),
-			Login: login{OpenID: push.FromUserName}}
+		held = record{Flow: flowAPI, QR: code, Status: statusPending, Names: message,
+			Login: login{OpenID: push.FromUserName}, Since: now, Ends: now.Add(codeLife)}
 		held, _, err = s.tickets.keep(ctx, sender, held, func(r record) bool { return r.Names == message })
 		if err != nil {
 			return "", err

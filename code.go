@@ -135,9 +135,11 @@ func (s *server) takeDigits(ctx context.Context, push *event, digits string) (te
 	case isNew:
 		s.mistypes.count(sender)
 	}
-	text = "数字不对，或已过期。请发送登录页上的六位数字。\nThese digits are wrong, or old: send those of the login page."
+	text = "数字不对，或已过期。请发送登录页上的六位数字。\n" +
+		"These digits are wrong, or old: send those of the login page."
 	if s.mistypes.isOver(sender) {
-		text = "数字不对，或已过期。请十分钟后再试。\nThese digits are wrong, or old. Try again in ten minutes."
+		text = "数字不对，或已过期。请十分钟后再试。\n" +
+			"These digits are wrong, or old. Try again in ten minutes."
 	}
 	return text, nil
 }
