@@ -84,8 +84,8 @@ func eachStore(t *testing.T, test func(t *testing.T, w *world), settings ...stri
 			synctest.Test(t, func(t *testing.T) { test(t, newWorld(t, settings...)) })
 		})
 		t.Run(mode+" on Redis", func(t *testing.T) {
-			r := startRedis(t)
-			test(t, newWorld(t, append(settings, "REDIS_URL=redis://127.0.0.1:"+r.port)...))
+			t.Setenv("WXSCAN_REDIS", "redis://127.0.0.1:"+startRedis(t).port)
+			test(t, newWorld(t, settings...))
 		})
 	}
 }
@@ -537,4 +537,34 @@ func mustQuery(t testing.TB, query string) url.Values {
 	values, err := url.ParseQuery(query)
 	must(t, err)
 	return values
+}
+
+func TestSignMakesThePushOfDigits(t *testing.T) {
+	w := newWorld(t, "FLOWS=code")
+	begun := w.beginCode(t)
+	var out strings.Builder
+	args := []string{"-ticket", begun.Ticket, "-openid", "alice", "-code", begun.Code}
+	must(t, sign(args, only("WECHAT_TOKEN="+testToken), &out))
+	line := regexp.MustCompile(`(/wechat/message\?\S+)' -H .* --data-binary '(.*)'`).FindStringSubmatch(out.String())
+	if line == nil {
+		t.Fatal(out.String())
+	}
+	w.do("POST", line[1], line[2])
+	if got := w.check(t, begun.Ticket, ""); got.OpenID != "alice" {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestCheckKnowsWhatFlowCNeeds(t *testing.T) {
+	w := newWorld(t)
+	server := httptest.NewServer(w.handler)
+	defer server.Close()
+	w.config.publicURL = server.URL
+	var out strings.Builder
+	check(t.Context(), nil, only("FLOWS=code", "WECHAT_TOKEN="+testToken, "PUBLIC_URL="+server.URL,
+		"WECHAT_API_BASE="+server.URL+"/demo"), &out)
+	if got := out.String(); !strings.Contains(got, "✓ C: ready") || strings.Contains(got, "A: ") ||
+		strings.Contains(got, "authorization domain") || strings.Contains(got, "access token") {
+		t.Error(got)
+	}
 }
