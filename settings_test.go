@@ -64,7 +64,7 @@ func TestASettingThatIsWrongIsNamedInOneLine(t *testing.T) {
 		{"WECHAT_OPEN_BASE", []string{"WECHAT_OPEN_BASE=https://a b"}, ""},
 		{"WECHAT_MP_BASE", []string{"WECHAT_MP_BASE=x"}, ""},
 		{"SESSION_TTL (-session-ttl)", []string{"SESSION_TTL=1s"}, ""},
-		{"FLOWS (-flows)", []string{"FLOWS=scan,scan", "FLOWS=code,scan", "FLOWS=scan,"}, ""},
+		{"FLOWS (-flows)", []string{"FLOWS=scan,scan", "FLOWS=codes,scan", "FLOWS=scan,"}, ""},
 		{"SITE_NAME (-site-name)", []string{"SITE_NAME=" + strings.Repeat("长", 41)}, ""},
 		{"CONFIRM (-confirm)", []string{"CONFIRM=maybe"},
 			`must be true or false: whether the phone must confirm a scan, got "maybe"`},
