@@ -85,13 +85,12 @@ func TestREADMENamesTheSettingsThatExist(t *testing.T) {
 // TestREADMEGivesCommandsThatAreUnderstood has the program parse each command
 // line; -h, at its end, lets it do no more.
 func TestREADMEGivesCommandsThatAreUnderstood(t *testing.T) {
-	wxscan := build(t)
 	file := regexp.MustCompile(`-env \S+`)
 	forEachREADME(t, func(t *testing.T, text string) {
 		for _, args := range named(t, text, `(?:go run \.|[^-\w/]\./wxscan|sudo wxscan)((?: [^\s|`+"`"+`]+)*)`) {
-			args = file.ReplaceAllString(args, "-env /dev/null")
-			if out, err := exec.Command("sh", "-c", wxscan+args+" -h").CombinedOutput(); err != nil {
-				t.Errorf("wxscan%s: %v, %s", args, err, out)
+			args = file.ReplaceAllString(args, "-env /dev/null") + " -h"
+			if err := run(t.Context(), strings.Fields(args), none, io.Discard, io.Discard); err != nil {
+				t.Errorf("wxscan%s: %v", args, err)
 			}
 		}
 	})
@@ -108,8 +107,9 @@ func TestREADMENamesPathsThatAreAnswered(t *testing.T) {
 			}
 			logged := len(w.logged.String())
 			out := w.do(method, path, "")
-			unknown := strings.Contains(w.logged.String()[logged:], "route=/ ")
-			if unknown && (out.Code == http.StatusNotFound || ok) || out.Code == 404 && strings.HasPrefix(path, "/static/") {
+			isUnknown := strings.Contains(w.logged.String()[logged:], "route=/ ")
+			isMissing := out.Code == 404 && strings.HasPrefix(path, "/static/")
+			if isUnknown && (out.Code == 404 || ok) || isMissing {
 				t.Errorf("%s %s: %d %s", method, path, out.Code, out.Body)
 			}
 		}
@@ -201,40 +201,16 @@ func TestREADMEsLinkEachOtherAndHoldTheSameCode(t *testing.T) {
 	}
 }
 
-// smoke runs the README's smoke.sh against a server, and returns its last line.
-func smoke(t *testing.T, script, base string, args ...string) string {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "sh", append([]string{"-c", script, "smoke.sh"}, args...)...)
-	cmd.Env = append(os.Environ(), "B="+base)
-	out, err := cmd.CombinedOutput()
-	must(t, err)
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	return lines[len(lines)-1]
-}
-
+// TestREADMELogsInFromTheShell runs the README's smoke.sh against the simulator
+// and, as with a real phone, where there is none: then somebody scans only once the
+// shell has been told that nobody has yet.
 func TestREADMELogsInFromTheShell(t *testing.T) {
-	program(t, "curl", "curl")
-	base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0")
-	forEachREADME(t, func(t *testing.T, text string) {
-		script := code(t, text, "sh")[1]
-		want := named(t, text, "`(\\{\"login\":true[^`…]*)`")[0]
-		for _, flow := range []string{"getloginqr", "getauthqr"} {
-			if last := smoke(t, script, base, flow); !strings.HasPrefix(last, want) {
-				t.Errorf("%s: %s; want %s", flow, last, want)
-			}
-		}
-	})
-}
-
-// TestREADMEsShellWaitsForARealPhone has a server without a simulator, and a
-// phone that scans only once the shell has been told that nobody has yet.
-func TestREADMEsShellWaitsForARealPhone(t *testing.T) {
 	program(t, "curl", "curl")
 	base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0")
 	target, err := url.Parse(base)
 	must(t, err)
 	through, polls := httputil.NewSingleHostReverseProxy(target), 0
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	real := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		query := r.URL.Query()
 		switch {
 		case strings.HasPrefix(r.URL.Path, "/demo/"):
@@ -245,21 +221,26 @@ func TestREADMEsShellWaitsForARealPhone(t *testing.T) {
 			query.Del("wait")
 			polls++
 		default:
-			resp, err := http.PostForm(base+"/demo/scan", url.Values{"ticket": query["ticket"], "openid": {"bob"}})
-			if err != nil {
-				t.Error(err)
-				break
-			}
-			resp.Body.Close()
+			scanned(t, base, query.Get("ticket"), "bob")
 		}
 		r.URL.RawQuery = query.Encode()
 		through.ServeHTTP(w, r)
 	}))
-	defer server.Close()
-	text, err := os.ReadFile("README.md")
-	must(t, err)
-	if last := smoke(t, code(t, string(text), "sh")[1], server.URL); !strings.Contains(last, `"openid":"bob"`) {
-		t.Errorf("it ends with %s", last)
+	var script, promised string
+	forEachREADME(t, func(t *testing.T, text string) {
+		script, promised = code(t, text, "sh")[1], named(t, text, "`(\\{\"login\":true[^`…]*)`")[0]
+	})
+	for _, test := range []struct{ server, flow, openID string }{
+		{base, "getloginqr", "alice"}, {base, "getauthqr", "alice"}, {real, "getloginqr", "bob"},
+	} {
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", script, "smoke.sh", test.flow)
+		cmd.Env = append(os.Environ(), "B="+test.server)
+		out, err := cmd.CombinedOutput()
+		want := strings.Replace(promised, "alice", test.openID, 1)
+		lines := strings.Split(string(out), "\n")
+		if err != nil || !strings.HasPrefix(lines[max(0, len(lines)-2)], want) {
+			t.Errorf("%s: %v, %s; want %s", test.flow, err, out, want)
+		}
 	}
 }
 
@@ -268,9 +249,7 @@ func TestREADMEsShellWaitsForARealPhone(t *testing.T) {
 func TestREADMEsExamplesKnowWhoIsLoggedIn(t *testing.T) {
 	base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0")
 	qr := begun(t, base, "getauthqr")
-	resp, err := http.PostForm(base+"/demo/scan", url.Values{"ticket": {qr.Ticket}, "openid": {"alice"}})
-	must(t, err)
-	resp.Body.Close()
+	scanned(t, base, qr.Ticket, "alice")
 	cookie := "wxscan_session=" + polled(t, base, qr.Ticket, "25").Token
 	text, err := os.ReadFile("README.md")
 	must(t, err)
@@ -278,7 +257,10 @@ func TestREADMEsExamplesKnowWhoIsLoggedIn(t *testing.T) {
 	for _, example := range []struct{ language, file, program, debianPackage, before, after string }{
 		{"go", "main.go", "go", "golang", `package main
 			import ("fmt"; "net/http"; "os")
-			func main() { if err := ask(&http.Request{Header: http.Header{"Cookie": os.Args[1:]}}); err != nil { panic(err) } }
+			func main() {
+				err := ask(&http.Request{Header: http.Header{"Cookie": os.Args[1:]}})
+				if err != nil { panic(err) }
+			}
 			func ask(r *http.Request) error {
 			`, `
 			fmt.Print(openID)
@@ -286,9 +268,10 @@ func TestREADMEsExamplesKnowWhoIsLoggedIn(t *testing.T) {
 		{"js", "main.mjs", "node", "nodejs",
 			"const req = { headers: { cookie: process.argv[2] } };\n", "process.stdout.write(openid ?? '');"},
 		{"python", "main.py", "python3", "python3",
-			"import http.client, sys\ncookies = sys.argv[1] if len(sys.argv) > 1 else ''\n", "print(openid or '', end='')"},
+			"import http.client, sys\ncookies = (sys.argv[1:] or [''])[0]\n", "print(openid or '', end='')"},
 	} {
 		t.Run(example.language, func(t *testing.T) {
+			t.Parallel()
 			program := program(t, example.program, example.debianPackage)
 			file := filepath.Join(t.TempDir(), example.file)
 			address := strings.NewReplacer("http://127.0.0.1:8080", base, `"127.0.0.1", 8080`,
