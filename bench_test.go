@@ -8,9 +8,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/skip2/go-qrcode"
 )
@@ -117,43 +115,4 @@ func BenchmarkAuthQR(b *testing.B) {
 			handler.ServeHTTP(nobody{make(http.Header, 8)}, httptest.NewRequest("GET", picture, nil))
 		}
 	})
-}
-
-// BenchmarkSession is the check of a token, beside its signature's alone.
-func BenchmarkSession(b *testing.B) {
-	s := testSigner(secretA)
-	token, err := s.sign(login{OpenID: "openid"}, time.Now(), "id")
-	must(b, err)
-	beside(b, "verify", func(b *testing.B) {
-		for b.Loop() {
-			mac(secretA, token)
-		}
-	}, func(b *testing.B) {
-		for b.Loop() {
-			s.verify(token)
-		}
-	})
-}
-
-// BenchmarkStore begins a ticket among many, beside a store of a bare sync.Map.
-func BenchmarkStore(b *testing.B) {
-	for _, tickets := range []int{1000, 100_000, 1_000_000} {
-		var bare sync.Map
-		s := quietServer(b, tickets).tickets
-		for i := range tickets {
-			bare.Store(digest(strconv.Itoa(i)), s)
-		}
-		begun := 0
-		beside(b, fmt.Sprintf("tickets=%d", tickets), func(b *testing.B) {
-			for b.Loop() {
-				begun++
-				bare.Store(digest("begun"+strconv.Itoa(begun)), s)
-			}
-		}, func(b *testing.B) {
-			for b.Loop() {
-				begun++
-				must(b, s.begin(b.Context(), "begun"+strconv.Itoa(begun), flowScan, "x", asker{}))
-			}
-		})
-	}
 }

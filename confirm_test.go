@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -69,15 +70,9 @@ func TestNobodyIsLoggedInBeforeThePhoneConfirms(t *testing.T) {
 					t.Errorf("%s: the phone is not told %q: %s", begin, tell, page.Body)
 				}
 			}
-			if got := w.answerPhone(secret[:len(secret)-1]+"!", "yes"); got != notConfirmed+"expired" {
-				t.Errorf("a wrong secret: %s", got)
-			}
-			if got := w.answerPhone(secret, answer); got != want.target {
-				t.Errorf("%s, %q: %s, want %s", begin, answer, got, want.target)
-			}
-			if got := w.answerPhone(secret, "yes"); got != notConfirmed+"expired" {
-				t.Errorf("the secret is good twice: %s", got)
-			}
+			equal(t, "a wrong secret", w.answerPhone(secret[:len(secret)-1]+"!", "yes"), notConfirmed+"expired")
+			equal(t, fmt.Sprintf("%s, %q", begin, answer), w.answerPhone(secret, answer), want.target)
+			equal(t, "the secret is good twice", w.answerPhone(secret, "yes"), notConfirmed+"expired")
 			got = w.check(t, ticket, "")
 			done := got.Login && got.OpenID == "alice" && got.Token != ""
 			if nothing := got == (pollAnswer{Status: want.status}); got.Status != want.status || done == nothing {
@@ -194,9 +189,7 @@ func TestWhatThePageDoesNotAskForIsNoAnswer(t *testing.T) {
 	}
 	all := strings.Join(numbers, ",")
 	for _, answer := range []string{"", "No", " " + right, "0" + right, strconv.Itoa(other), all} {
-		if got := w.answerPhone(secret, answer); got != "/wechat/confirm?s="+secret {
-			t.Errorf("%q leads to %s", answer, got)
-		}
+		equal(t, fmt.Sprintf("%q leads", answer), w.answerPhone(secret, answer), "/wechat/confirm?s="+secret)
 	}
 	if w.answerPhone(secret, "yes"); !w.check(t, ticket, "").Login {
 		t.Error("the right number no longer counts")
@@ -209,9 +202,7 @@ func TestASecondScanChangesNoClaim(t *testing.T) {
 	if _, shown := w.scan(ticket, "bob", ""); strings.Contains(shown, "confirm") {
 		t.Errorf("bob is asked to confirm alice's login: %s", shown)
 	}
-	if again := w.claim(ticket); again != secret {
-		t.Errorf("alice has lost the link, scans again and gets %q, want %s", again, secret)
-	}
+	equal(t, "alice has lost the link, scans again and gets", w.claim(ticket), secret)
 	w.answerPhone(secret, "yes")
 	if got := w.check(t, ticket, ""); got.OpenID != "alice" || w.claim(ticket) != "" {
 		t.Errorf("%+v, or a link after the login", got)
@@ -236,9 +227,7 @@ func TestACallbackOpenedAgainTellsWhatWasDecided(t *testing.T) {
 		callback := w.press(w.begin(t, "getauthqr").URL, "alice", "allow").Header().Get("Location")
 		_, secret, _ := strings.Cut(w.do("GET", callback, "").Header().Get("Location"), "s=")
 		w.answerPhone(secret, answer)
-		if got := w.do("GET", callback, "").Header().Get("Location"); got != want {
-			t.Errorf("after %q: %s, want %s", answer, got, want)
-		}
+		equal(t, fmt.Sprintf("after %q", answer), w.do("GET", callback, "").Header().Get("Location"), want)
 	}
 }
 
@@ -298,8 +287,6 @@ func TestThePhoneIsToldTheBrowserAndTheSystem(t *testing.T) {
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("User-Agent", agent)
-		if got := (&server{config: config{confirm: true}}).asker(r).Browser; got != want {
-			t.Errorf("%.40q: %q, want %q", agent, got, want)
-		}
+		equal(t, fmt.Sprintf("%.40q", agent), (&server{config: config{confirm: true}}).asker(r).Browser, want)
 	}
 }

@@ -308,9 +308,7 @@ func TestProxyLetsNobodyPastWithoutALogin(t *testing.T) {
 				t.Errorf("%s: %s %q", path, resp.Status, body)
 			}
 		}
-		if n := v.visits.Load(); n != 0 {
-			t.Errorf("%d requests reached the backend", n)
-		}
+		equal(t, "requests reached the backend", v.visits.Load(), 0)
 		if e := v.echoed("GET", "/reports/7", nil, bearing(cookie.Value)); e.saying("X-WeChat-OpenID") != "alice" {
 			t.Errorf("with the right token the backend got %+v", e)
 		}

@@ -69,15 +69,11 @@ func TestTheClientIsWhomTheTrustedProxiesName(t *testing.T) {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.RemoteAddr = test.peer
 		r.Header.Set("X-Forwarded-For", test.forwarded)
-		if got := client(r, trusted).String(); got != test.want {
-			t.Errorf("%s for %q: %q, want %q", test.peer, test.forwarded, got, test.want)
-		}
+		equal(t, fmt.Sprintf("%s for %q", test.peer, test.forwarded), client(r, trusted).String(), test.want)
 	}
 	r := httptest.NewRequest("GET", "/", nil)
 	r.RemoteAddr, r.Header["X-Forwarded-For"] = "127.0.0.1:1", []string{"198.51.100.1", "198.51.100.2"}
-	if got := client(r, nil).String(); got != "198.51.100.2" {
-		t.Errorf("two headers: %q, want the last one's", got)
-	}
+	equal(t, "two headers", client(r, nil).String(), "198.51.100.2")
 }
 
 // countQRCodes asks for QR codes until one is refused, and returns how many came.
@@ -113,9 +109,7 @@ func TestQRCodesForOneClientAMinute(t *testing.T) {
 			{"an IPv6 address", "[2001:db8:1:1::1]:1", "", 3},
 			{"its neighbour in the /64", "[2001:db8:1:1:ffff::1]:1", "", 0},
 		} {
-			if got := w.countQRCodes(t, test.peer, test.forwarded); got != test.want {
-				t.Errorf("%s: %d QR codes, want %d", test.name, got, test.want)
-			}
+			equal(t, test.name, w.countQRCodes(t, test.peer, test.forwarded), test.want)
 		}
 		all := 3
 		for i := range 0x100 { // the other /64 of the same /48
@@ -124,13 +118,9 @@ func TestQRCodesForOneClientAMinute(t *testing.T) {
 		if all != 30 {
 			t.Errorf("a /48: %d QR codes, want 30", all)
 		}
-		if got := w.countQRCodes(t, "[2001:db8:2::1]:1", ""); got != 3 {
-			t.Errorf("another /48: %d QR codes, want 3", got)
-		}
+		equal(t, "another /48", w.countQRCodes(t, "[2001:db8:2::1]:1", ""), 3)
 		time.Sleep(time.Minute)
-		if got := w.countQRCodes(t, "[2001:db8:1:5::1]:1", ""); got != 3 {
-			t.Errorf("a minute later: %d QR codes, want 3", got)
-		}
+		equal(t, "a minute later", w.countQRCodes(t, "[2001:db8:1:5::1]:1", ""), 3)
 	})
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io/fs"
 	"net/url"
 	"path"
@@ -105,9 +106,7 @@ func TestReturnToTakesEveryPathOfThisSite(t *testing.T) {
 		"return_to=/%zz":                          "",
 		"return_to=%2F100%25":                     "",
 	} {
-		if got := returnTo(query); got != want {
-			t.Errorf("returnTo(%.80q) = %q, want %q", query, got, want)
-		}
+		equal(t, fmt.Sprintf("returnTo(%.80q) =", query), returnTo(query), want)
 	}
 	for _, path := range []string{
 		"//evil.com", `/\evil.com`, `\/evil.com`, `\\evil.com`, `/\/evil.com`, "/\t/evil.com", "/\v/evil.com",
@@ -117,9 +116,7 @@ func TestReturnToTakesEveryPathOfThisSite(t *testing.T) {
 		"%19Jav%09asc%09ript:alert(1)",
 	} {
 		for _, query := range []string{"return_to=" + path, "return_to=" + url.QueryEscape(path)} {
-			if got := returnTo(query); got != "" {
-				t.Errorf("returnTo(%q) = %q", query, got)
-			}
+			equal(t, fmt.Sprintf("returnTo(%q) =", query), returnTo(query), "")
 		}
 	}
 }

@@ -49,13 +49,9 @@ func TestOverACapAPollIsAnsweredAtOnce(t *testing.T) {
 					wg.Go(func() { w.do("GET", target, "", from...) })
 				}
 				synctest.Wait()
-				if got := w.parked.count() - test.taken; got != test.want {
-					t.Errorf("%d polls are parked, want %d", got, test.want)
-				}
+				equal(t, "polls are parked", w.parked.count()-test.taken, test.want)
 				wg.Wait()
-				if took := time.Since(start); took != maxWait*time.Second {
-					t.Errorf("the parked polls end after %v", took)
-				}
+				equal(t, "the parked polls end after", time.Since(start), maxWait*time.Second)
 				p := &w.parked
 				if p.total != test.taken || len(p.tickets) != test.taken || len(p.clients) != test.taken {
 					t.Errorf("%d places are still taken, want %d", p.total, test.taken)
@@ -72,9 +68,7 @@ func TestPollThatWouldHoldMuchIsAnsweredAtOnce(t *testing.T) {
 		long, start := strings.Repeat("x", 1000), time.Now()
 		w.do("GET", target+"&x="+long, "")
 		w.do("GET", target, "body")
-		if took := time.Since(start); took != 0 {
-			t.Errorf("answered after %v", took)
-		}
+		equal(t, "answered after", time.Since(start), 0)
 	})
 }
 
