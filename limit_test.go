@@ -36,65 +36,52 @@ func TestLimiterHoldsInEveryMinute(t *testing.T) {
 			t.Error("one key's passes count for another")
 		}
 	})
-	for range 1000 {
+	for range 100 {
 		if newLimiter(0).pass(one("a")) != 0 {
 			t.Fatal("a rate of 0 limits")
 		}
 	}
 }
 
-func TestClient(t *testing.T) {
+func TestTheClientIsWhomTheTrustedProxiesName(t *testing.T) {
 	trusted := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}
 	for _, test := range []struct {
 		peer, forwarded string
 		want            string
 	}{
-		{"203.0.113.7:1", "", "203.0.113.7"},
 		{"203.0.113.7:1", "198.51.100.1", "203.0.113.7"}, // anybody can send the header
 		{"[::ffff:203.0.113.7]:1", "", "203.0.113.7"},
-		{"[2001:db8:1:2:3:4:5:6]:1", "", "2001:db8:1:2:3:4:5:6"},
 		{"[fe80::1%eth0]:1", "", "fe80::1"},
 		{"127.0.0.1:1", "", "127.0.0.1"},
-		{"[::1]:1", "", "::1"},
-		{"@", "", "::1"}, // of a Unix socket
-		{"@", "198.51.100.1", "198.51.100.1"},
-		{"127.0.0.1:1", "198.51.100.1", "198.51.100.1"},
+		{"@", "198.51.100.1", "198.51.100.1"}, // of a Unix socket
 		{"[::1]:1", "1.1.1.1, 198.51.100.1", "198.51.100.1"},
 		{"127.0.0.1:1", "1.1.1.1,198.51.100.1,10.1.2.3", "198.51.100.1"}, // through two proxies
-		{"127.0.0.1:1", "198.51.100.1,", "198.51.100.1"},
 		{"127.0.0.1:1", "1.1.1.1, ,198.51.100.1, ,", "198.51.100.1"},
 		{"127.0.0.1:1", ",", "127.0.0.1"},
 		{"127.0.0.1:1", "nonsense", "invalid IP"},
 		{"127.0.0.1:1", "198.51.100.1:555", "198.51.100.1"},
 		{"[::1]:1", "[2001:db8::1]:555", "2001:db8::1"},
-		{"127.0.0.1:1", "2001:db8::1", "2001:db8::1"},
 		{"10.1.2.3:1", "198.51.100.1", "198.51.100.1"},
 		{"10.1.2.3:1", "", "10.1.2.3"},
-		{"10.1.2.3:1", "nonsense", "invalid IP"},
 		{"[fd00::5]:1", "198.51.100.1", "198.51.100.1"},
 		{"11.1.2.3:1", "198.51.100.1", "11.1.2.3"},
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.RemoteAddr = test.peer
-		if test.forwarded != "" {
-			r.Header.Set("X-Forwarded-For", test.forwarded)
-		}
-		if got := client(r, trusted).String(); got != test.want {
-			t.Errorf("%s for %q: %q, want %q", test.peer, test.forwarded, got, test.want)
-		}
+		r.Header.Set("X-Forwarded-For", test.forwarded)
+		equal(t, fmt.Sprintf("%s for %q", test.peer, test.forwarded), client(r, trusted).String(), test.want)
 	}
 	r := httptest.NewRequest("GET", "/", nil)
 	r.RemoteAddr, r.Header["X-Forwarded-For"] = "127.0.0.1:1", []string{"198.51.100.1", "198.51.100.2"}
-	if got := client(r, nil).String(); got != "198.51.100.2" {
-		t.Errorf("two headers: %q, want the last one's", got)
-	}
+	equal(t, "two headers", client(r, nil).String(), "198.51.100.2")
 }
 
 // countQRCodes asks for QR codes until one is refused, and returns how many came.
 func (w *world) countQRCodes(t *testing.T, peer, forwarded string) (n int) {
 	t.Helper()
 	for ; n < 1000; n++ {
-		out := w.do("GET", "/wechat/getauthqr", "", "peer", peer, "X-Forwarded-For", forwarded)
+		begin := []string{"getauthqr", "getloginqr"}[n%2] // which count together
+		out := w.do("GET", "/wechat/"+begin, "", "peer", peer, "X-Forwarded-For", forwarded)
 		if out.Code == 429 && out.Header().Get("Retry-After") == "60" {
 			return n
 		}
@@ -113,10 +100,8 @@ func TestQRCodesForOneClientAMinute(t *testing.T) {
 			want                  int
 		}{
 			{"an IPv4 address", "203.0.113.7:1", "", 3},
-			{"the next one", "203.0.113.8:1", "", 3},
 			{"behind a proxy", "127.0.0.1:1", "203.0.113.9", 3},
 			{"the same with a comma more", "127.0.0.1:1", "203.0.113.9,", 0},
-			{"another with a comma more", "127.0.0.1:1", "203.0.113.10 , ", 3},
 			{"whom the proxy calls by a name", "127.0.0.1:1", "_hidden", 3},
 			{"all behind a proxy that does not say who asks", "127.0.0.1:1", "", 30},
 			{"the same by another address of loopback", "[::1]:1", "", 0},
@@ -124,9 +109,7 @@ func TestQRCodesForOneClientAMinute(t *testing.T) {
 			{"an IPv6 address", "[2001:db8:1:1::1]:1", "", 3},
 			{"its neighbour in the /64", "[2001:db8:1:1:ffff::1]:1", "", 0},
 		} {
-			if got := w.countQRCodes(t, test.peer, test.forwarded); got != test.want {
-				t.Errorf("%s: %d QR codes, want %d", test.name, got, test.want)
-			}
+			equal(t, test.name, w.countQRCodes(t, test.peer, test.forwarded), test.want)
 		}
 		all := 3
 		for i := range 0x100 { // the other /64 of the same /48
@@ -135,31 +118,22 @@ func TestQRCodesForOneClientAMinute(t *testing.T) {
 		if all != 30 {
 			t.Errorf("a /48: %d QR codes, want 30", all)
 		}
-		if got := w.countQRCodes(t, "[2001:db8:2::1]:1", ""); got != 3 {
-			t.Errorf("another /48: %d QR codes, want 3", got)
-		}
+		equal(t, "another /48", w.countQRCodes(t, "[2001:db8:2::1]:1", ""), 3)
 		time.Sleep(time.Minute)
-		if got := w.countQRCodes(t, "[2001:db8:1:5::1]:1", ""); got != 3 {
-			t.Errorf("a minute later: %d QR codes, want 3", got)
-		}
-	})
-}
-
-func TestLimiterKeepsNoPassForLongerThanAMinute(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(1000)
-		for range 1000 {
-			l.pass(one("a"))
-			time.Sleep(6 * time.Second)
-		}
-		if times := l.passed["a"]; len(times) > 10 {
-			t.Errorf("%d passes are kept, of 10 a minute", len(times))
-		}
+		equal(t, "a minute later", w.countQRCodes(t, "[2001:db8:1:5::1]:1", ""), 3)
 	})
 }
 
 func TestLimitersMemoryIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		long := newLimiter(1000)
+		for range 100 {
+			long.pass(one("a"))
+			time.Sleep(6 * time.Second)
+		}
+		if n := len(long.passed["a"]); n > 10 {
+			t.Errorf("%d passes are kept, of 10 a minute", n)
+		}
 		l, g := newLimiter(60), newPushGuard(time.Minute)
 		for i := range maxPushes + 1000 {
 			l.pass(one(strconv.Itoa(i)))

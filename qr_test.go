@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 )
@@ -43,38 +42,29 @@ func drawn(t *testing.T, text string) image.Image {
 	return picture
 }
 
-func TestPNGHasWholeModulesAndABorder(t *testing.T) {
-	picture := drawn(t, "http://weixin.qq.com/q/02abcdefghijklmnop")
-	size := picture.Bounds().Dx()
-	if size%modulePixels != 0 || picture.Bounds().Dy() != size {
-		t.Fatalf("%v is not whole modules", picture.Bounds())
+func TestThePictureHasWholeModulesABorderAndLevelLow(t *testing.T) {
+	const border = 4 * modulePixels
+	text := strings.Repeat("a", 50) // level L takes 29 modules for it, M 33
+	picture := drawn(t, text)
+	size := 2*border + 29*modulePixels
+	if picture.Bounds() != image.Rect(0, 0, size, size) {
+		t.Fatalf("%v, want %d", picture.Bounds(), size)
 	}
 	dark := func(x, y int) bool { r, _, _, _ := picture.At(x, y).RGBA(); return r == 0 }
-	const border = 4 * modulePixels
-	for i := range size {
-		for j := range border {
-			if dark(i, j) || dark(j, i) || dark(i, size-1-j) || dark(size-1-j, i) {
-				t.Fatalf("the border is dark near %d, %d", i, j)
-			}
-		}
-	}
-	if !dark(border, border) {
-		t.Error("the border is more than 4 modules")
-	}
 	for y := range size {
 		for x := range size {
+			if inside := min(x, y, size-1-x, size-1-y) >= border; dark(x, y) && !inside {
+				t.Fatalf("the border is dark at %d, %d", x, y)
+			}
 			if dark(x, y) != dark(x-x%modulePixels, y-y%modulePixels) {
 				t.Fatalf("the module at %d, %d is of two colours", x, y)
 			}
 		}
 	}
-}
-
-func TestQRCodeOfAnyLength(t *testing.T) {
-	for length := 1; length < 400; length += 3 {
-		if _, err := qrPNG(strings.Repeat("a", length)); err != nil {
-			t.Errorf("%d bytes: %v", length, err)
-		}
+	half, err := qrText(text, false)
+	must(t, err)
+	if line, _, _ := strings.Cut(string(half), "\n"); len([]rune(line)) != 4+29+4 {
+		t.Errorf("%d modules in text, want 37", len([]rune(line)))
 	}
 	if _, err := qrPNG(strings.Repeat("a", 3000)); err == nil {
 		t.Error("3000 bytes fit a QR code")
@@ -133,19 +123,6 @@ func terminal(text string) image.Image {
 	return paste(page, color.Black)
 }
 
-func TestQRCodesAreOfLevelLow(t *testing.T) {
-	text := strings.Repeat("a", 50) // level L takes 29 modules for it, M 33
-	if got := drawn(t, text).Bounds().Dx() / modulePixels; got != 4+29+4 {
-		t.Errorf("%d modules, want 37", got)
-	}
-	half, err := qrText(text, false)
-	must(t, err)
-	line, _, _ := strings.Cut(string(half), "\n")
-	if got := len([]rune(line)); got != 4+29+4 {
-		t.Errorf("%d modules in text, want 37", got)
-	}
-}
-
 func TestSVGShowsTheModulesOfThePNG(t *testing.T) {
 	const text = "http://weixin.qq.com/q/02abcdefghijklmnop"
 	picture := drawn(t, text)
@@ -154,12 +131,10 @@ func TestSVGShowsTheModulesOfThePNG(t *testing.T) {
 	size := picture.Bounds().Dx() / modulePixels
 	dark := make(map[image.Point]bool)
 	for _, run := range regexp.MustCompile(`M(\d+) (\d+)h(\d+)v1h-(\d+)z`).FindAllStringSubmatch(string(svg), -1) {
-		n := make([]int, 5)
-		for i, digits := range run[1:] {
-			n[i], _ = strconv.Atoi(digits)
-		}
-		for x := n[0]; x < n[0]+n[2]; x++ {
-			dark[image.Pt(x, n[1])] = true
+		var x, y, wide int
+		fmt.Sscan(strings.Join(run[1:4], " "), &x, &y, &wide)
+		for i := range wide {
+			dark[image.Pt(x+i, y)] = true
 		}
 	}
 	for y := range size {
