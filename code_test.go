@@ -46,7 +46,8 @@ func (w *world) deliver(t testing.TB, path string, query url.Values, message []b
 	t.Helper()
 	out := w.do("POST", path+"?"+query.Encode(), string(message))
 	if out.Code != 200 {
-		t.Fatalf("a push: %d %s", out.Code, out.Body)
+		t.Errorf("a push: %d %s", out.Code, out.Body)
+		return ""
 	}
 	body := out.Body.Bytes()
 	if string(body) == "success" {
@@ -516,8 +517,14 @@ func TestNoCodeCrossesBetweenPeople(t *testing.T) {
 			begun[i] = w.beginCode(t)
 		}
 		var all sync.WaitGroup
+		places := make(chan struct{}, len(begun))
+		if w.redis != nil { // whose disk, on a busy machine, is too slow for all at once
+			places = make(chan struct{}, 2*redisConns)
+		}
 		for i := range begun {
 			all.Go(func() {
+				places <- struct{}{}
+				defer func() { <-places }()
 				who := fmt.Sprint("user", i)
 				w.say(t, who, begun[i].Code)
 				if got := w.check(t, begun[i].Ticket, ""); got.OpenID != who {
