@@ -575,3 +575,17 @@ func TestCheckKnowsWhatFlowCNeeds(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func TestASenderGetsFiveCodesAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "API_TOKEN="+testAPIToken)
+		for i := range 10 {
+			if got := w.say(t, "alice", "login"); (got != "") != (i < maxCodesSent) {
+				t.Errorf("code %d: %q", i+1, got)
+			}
+		}
+		if got := w.say(t, "bob", "login"); got == "" {
+			t.Error("another sender gets none")
+		}
+	})
+}
