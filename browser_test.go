@@ -295,6 +295,7 @@ func (b *browser) phone() {
 	})
 	b.turn(after[slices.IndexFunc(after, func(handle string) bool { return !slices.Contains(before, handle) })])
 	b.speak("en-US")
+	b.wait("document.querySelector('[name=openid]')?.checkVisibility()", "true")
 }
 
 // speak sets the language of the current window, and what the browser's name ends in.
@@ -728,7 +729,7 @@ func TestBrowserInsideWeChatNeedsNoScan(t *testing.T) {
 
 func TestBrowserShowsOneReasonForAFailedLogin(t *testing.T) {
 	b := browse(t)
-	for _, reason := range strings.Fields("denied expired used snapshot declined number unavailable made-up") {
+	for reason := range strings.FieldsSeq("denied expired used snapshot declined number unavailable made-up") {
 		b.open("/static/html/loginfailed.html?reason=" + reason)
 		b.is("[...document.querySelectorAll('[data-reason]')].filter((p) => p.checkVisibility())"+
 			".map((p) => p.dataset.reason).join()", strings.Replace(reason, "made-up", "unavailable", 1))

@@ -73,6 +73,7 @@ func TestNobodyIsLoggedInBeforeThePhoneConfirms(t *testing.T) {
 			equal(t, "a wrong secret", w.answerPhone(secret[:len(secret)-1]+"!", "yes"), notConfirmed+"expired")
 			equal(t, fmt.Sprintf("%s, %q", begin, answer), w.answerPhone(secret, answer), want.target)
 			equal(t, "the secret is good twice", w.answerPhone(secret, "yes"), notConfirmed+"expired")
+			equal(t, "the page, once decided", w.do("GET", "/wechat/confirm?s="+secret, "").Code, http.StatusSeeOther)
 			got = w.check(t, ticket, "")
 			done := got.Login && got.OpenID == "alice" && got.Token != ""
 			if nothing := got == (pollAnswer{Status: want.status}); got.Status != want.status || done == nothing {
