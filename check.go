@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -16,6 +17,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -37,8 +39,8 @@ const checkUsageInChinese = `wxscan check：检查各项配置：哪里不对、
 以及下列设置，可用选项或环境变量：
 `
 
-// A doctor walks the set-up, and prints a line a step. No line has a secret; text
-// that somebody else has written is quoted, as it may hold anything.
+// A doctor checks the set-up, and prints a line for each step. No line holds a
+// secret; text that others have written is quoted, as it may hold anything.
 type doctor struct {
 	config   config
 	language language
@@ -49,10 +51,10 @@ type doctor struct {
 	broken   string // the letters of the flows that do not work
 }
 
-// report prints a line: ✓ or ✗, → before what is to be entered on the account's
-// page, which cannot be checked, and – before what was not tried.
+// report prints a line: ✓ or ✗; – for what was not tried; → for what to enter on the
+// account's page, which cannot be checked.
 func (d *doctor) report(step, mark, english, chinese string, args ...any) {
-	message := d.language.say(english, chinese, args...)
+	message := d.language.sprintf(english, chinese, args...)
 	if !d.asJSON {
 		fmt.Fprintln(d.out, mark, message)
 		return
@@ -69,17 +71,18 @@ func (d *doctor) bad(step, broken, english, chinese string, args ...any) {
 	d.report(step, "✗", english, chinese, args...)
 }
 
-// check walks the set-up. It starts no server.
+// check checks the set-up, beside a server that runs already.
 func check(ctx context.Context, args []string, getenv func(string) string, stdout io.Writer) error {
-	d := &doctor{language: languageOf(getenv), out: stdout}
+	l := languageOf(getenv)
+	d := &doctor{language: l, out: stdout}
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	flags.BoolVar(&d.asJSON, "json", false, "")
 	err := d.config.parse(flags, args, getenv)
 	if errors.Is(err, flag.ErrHelp) {
-		printHelp(stdout, d.language, d.language.choose(checkUsage, checkUsageInChinese)+settingsHelp(d.language))
+		printHelp(stdout, l, l.choose(checkUsage, checkUsageInChinese)+settingsHelp(l))
 		return nil
 	}
-	verdict := errors.New(d.language.say("check: not everything is in place", "check：配置尚有问题"))
+	verdict := l.errorf("check: not everything is in place", "check：配置尚有问题")
 	if wrong, ok := errors.AsType[*settingsError](err); ok {
 		for _, line := range wrong.lines {
 			d.bad("settings", "", "%s", "%s", line)
@@ -90,13 +93,8 @@ func check(ctx context.Context, args []string, getenv func(string) string, stdou
 	if err != nil {
 		return err
 	}
-	if d.config.demo { // one that runs here already
-		listening, err := net.ResolveTCPAddr("tcp", d.config.addr)
-		if err != nil {
-			return errors.New(d.language.say("ADDR (-addr): there is no address %q",
-				"ADDR (-addr)：地址 %q 不存在", d.config.addr))
-		}
-		d.config.simulate(listening)
+	if d.config.demo {
+		d.config.simulate(d.config.addr)
 	}
 	d.wechat = newWeChat(&d.config, slog.New(slog.DiscardHandler))
 	d.report("settings", "✓", "the settings are complete and well-formed", "设置齐全，格式正确")
@@ -164,26 +162,21 @@ func (d *doctor) account(ctx context.Context) {
 
 // brokenBy returns the flows that cannot work where a call of flow A fails so.
 func brokenBy(err error) string {
-	switch kindOf(err) {
-	case kindAppID, kindSecret, kindAccount: // flow B needs these too
-		return "AB"
-	}
-	if errors.Is(err, errRefused) {
+	if errors.Is(err, errRefused) && kindOf(err) != kindAccount {
 		return "A"
 	}
-	return "AB" // as WeChat does not answer
+	return "AB" // flow B needs the account too, and a WeChat that answers
 }
 
-// trouble reports what WeChat, or the way to a server, has against a call.
+// trouble reports why a call failed, of WeChat or of our own address.
 func (d *doctor) trouble(step, broken string, err error, at *url.URL) {
-	if refused, ok := errors.AsType[*apiError](err); ok {
-		d.refusal(step, broken, refused)
-		return
-	}
+	refused, isRefused := errors.AsType[*apiError](err)
 	_, isDNS := errors.AsType[*net.DNSError](err)
 	_, isCert := errors.AsType[*tls.CertificateVerificationError](err)
 	netErr, isNet := errors.AsType[net.Error](err)
 	switch {
+	case isRefused:
+		d.refusal(step, broken, refused)
 	case isDNS:
 		d.bad(step, broken, "%s: DNS does not know this name: is it spelt right, and this machine online?",
 			"%s：域名无法解析：拼写对吗？本机能上网吗？", at)
@@ -204,7 +197,7 @@ func (d *doctor) trouble(step, broken string, err error, at *url.URL) {
 }
 
 func (d *doctor) refusal(step, broken string, err *apiError) {
-	kind, english, chinese := sorted(err)
+	kind, english, chinese := meaning(err)
 	ip, noIP := netip.ParseAddr(regexp.MustCompile(`(\d+\.){3}\d+|[0-9a-f]*(:[0-9a-f.]*){2,}`).FindString(err.message))
 	switch {
 	case kind == kindIP && noIP == nil:
@@ -219,7 +212,7 @@ func (d *doctor) refusal(step, broken string, err *apiError) {
 	}
 }
 
-// interfaceURL does what WeChat does when the interface URL is entered.
+// interfaceURL does what WeChat does when somebody enters the interface URL.
 func (d *doctor) interfaceURL(ctx context.Context) {
 	const step = "public_url"
 	query, echo, us := d.config.signedQuery(), rand.Text(), site(d.config.publicURL)
@@ -232,18 +225,20 @@ func (d *doctor) interfaceURL(ctx context.Context) {
 	}
 	isHTML := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html")
 	next, noNext := resp.Location()
-	switch status := resp.StatusCode; {
+	status := resp.StatusCode
+	isEcho := status == 200 && string(body) == echo
+	switch {
 	case status/100 == 3 && noNext == nil:
 		next = &url.URL{Scheme: next.Scheme, Host: next.Host, Path: next.Path} // the rest has our signature
 		d.bad(step, "ABC",
 			"%s redirects to %q, and WeChat does not follow: make PUBLIC_URL the address that answers itself",
 			"%s 跳转到 %q，而微信不会跟随：PUBLIC_URL 应为直接应答的地址", us, next)
-	case status == 200 && string(body) == echo && d.isProxied() && resp.Header.Get(forwardedHeader) == "missing":
+	case isEcho && d.isProxied() && resp.Header.Get(forwardedHeader) == "missing":
 		d.bad(step, "", "%s answers, but the proxy in front of it does not say who asks: have it send X-Forwarded-For "+
 			"(nginx: proxy_set_header X-Forwarded-For $remote_addr), or QR_RATE takes all visitors for one",
 			"%s 有应答，但前面的代理没有告知访问者是谁：请让它发送 X-Forwarded-For"+
 				"（nginx：proxy_set_header X-Forwarded-For $remote_addr），否则 QR_RATE 把所有访问者当成同一个", us)
-	case status == 200 && string(body) == echo:
+	case isEcho:
 		d.report(step, "✓", "%s answers WeChat's check of the interface URL", "%s 能通过微信对接口 URL 的验证", us)
 	case status == 403 && strings.Contains(string(body), `"bad_signature"`):
 		d.bad(step, "AC", "%s: wxscan answers, but has another Token: start it with this WECHAT_TOKEN",
@@ -259,21 +254,15 @@ func (d *doctor) interfaceURL(ctx context.Context) {
 	}
 }
 
-// isProxied tells whether the public port is another than the one listened on.
+// isProxied tells whether the public port differs from the port we listen on.
 func (d *doctor) isProxied() bool {
 	us := site(d.config.publicURL)
-	public := us.Port()
-	if public == "" && us.Scheme == "https" {
-		public = "443"
-	} else if public == "" {
-		public = "80"
-	}
-	_, listens, _ := net.SplitHostPort(d.config.addr)
-	return listens != public
+	public := cmp.Or(us.Port(), map[string]string{"http": "80", "https": "443"}[us.Scheme])
+	return strconv.Itoa(d.config.addr.Port) != public
 }
 
-// port looks at whether WeChat would push to the public address. A simulator
-// speaks http, and pushes to any port.
+// port checks whether WeChat would push to the public address. A simulator, which
+// speaks http, pushes to any port.
 func (d *doctor) port() {
 	us := site(d.config.publicURL)
 	ip, _ := netip.ParseAddr(us.Hostname())
@@ -308,7 +297,7 @@ func (d *doctor) toEnter() {
 		"请填写网页授权域名：%s", d.config.domain())
 }
 
-// flows gives the verdict.
+// flows gives the verdict on each flow.
 func (d *doctor) flows() {
 	verdict := func(letter, more, moreInChinese string) {
 		step := "flow_" + strings.ToLower(letter)

@@ -41,7 +41,8 @@ func (s *server) asker(r *http.Request) asker {
 		"UCBrowser", "UC", "UBrowser", "UC", "QihooBrowser", "360", "360SE", "360", "360EE", "360",
 		"MetaSr", "Sogou", "SogouM", "Sogou", "baidu", "Baidu", "HuaweiBrowser", "Huawei", "MiuiBrowser", "Xiaomi",
 		"VivoBrowser", "vivo", "HeyTapBrowser", "OPPO", "SamsungBrowser", "Samsung", "Edg", "Edge", "OPR/", "Opera",
-		"Firefox", "Firefox", "FxiOS", "Firefox", "Chrome", "Chrome", "CriOS", "Chrome", "Safari", "Safari", "curl", "curl")
+		"Firefox", "Firefox", "FxiOS", "Firefox", "Chrome", "Chrome", "CriOS", "Chrome", "Safari", "Safari",
+		"curl", "curl")
 	system := first("", "Harmony", ", HarmonyOS", "Android", ", Android", "iPhone", ", iPhone", "iPad", ", iPad",
 		"Windows", ", Windows", "Mac OS", ", macOS", "CrOS", ", ChromeOS", "Linux", ", Linux")
 	return asker{Address: client(r, s.config.trusted).String(), Browser: browser + system}
@@ -73,7 +74,8 @@ func choices(k key, sent string) []string {
 
 // confirmURL returns where the phone confirms the login of the ticket with key k.
 func (s *server) confirmURL(k key, ticket record) string {
-	return s.config.publicURL + "/wechat/confirm?s=" + k.String() + s.confirmSecret(k, ticket, s.config.sessionSecrets[0])
+	secret := s.confirmSecret(k, ticket, s.config.sessionSecrets[0])
+	return s.config.publicURL + "/wechat/confirm?s=" + k.String() + secret
 }
 
 // confirmSecret returns what the phone alone knows: whoever holds it may decide about

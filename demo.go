@@ -21,9 +21,8 @@ import (
 	"time"
 )
 
-// A demo simulates WeChat, as far as wxscan needs it: the API, the pushes, and
-// the phone of whoever one likes to be. It holds to WeChat's rules, so that our
-// mistakes show.
+// A demo simulates WeChat, as far as wxscan needs it: the API, the pushes, and the
+// phone of any person. It enforces WeChat's rules, so that our mistakes show.
 type demo struct {
 	*http.ServeMux
 	config  config
@@ -31,7 +30,7 @@ type demo struct {
 	client  *http.Client // for pushes and callbacks
 	server  string       // where these go: to the program itself, over loopback
 
-	calls  sync.Mutex // held during a call of the API; guards the two below
+	calls  sync.Mutex // held while a call of the API is worked out; guards the two below
 	stable string     // the last stable access token
 	plain  string     // the last plain one
 
@@ -41,7 +40,7 @@ type demo struct {
 
 // A grant is something that the simulator has issued, and remembers.
 type grant struct {
-	kind    string // "token", "qr" (by the id in its URL), "ticket", "code", "used" (a code) or "user", a user's own token
+	kind    string // token, qr (by the id in its URL), ticket, code, used (a code), or user: a user's own token
 	expires time.Time
 	of      string // qr: ticket; ticket: URL; code, user: openid
 	scope   string // qr: scene; code, user: scope
@@ -52,16 +51,36 @@ const maxGrants = 100_000 // bounds the memory of a simulator that strangers can
 
 var errOpenID = errors.New("openid: 1 to 64 bytes")
 
-// newDemo returns the simulator of the account that config is of.
-func newDemo(config config, client *http.Client, tickets *store) *demo {
-	d := &demo{ServeMux: http.NewServeMux(), config: config, tickets: tickets, client: client,
-		server: strings.TrimSuffix(config.apiBase, "/demo"), grants: make(map[string]grant)}
-	api := func(pattern string, h func(*http.Request) object) {
+// An apiCall is a call of the API: its query, and the fields of its body.
+type apiCall struct {
+	url.Values
+	isMalformed   bool   // the body is no JSON
+	GrantType     string `json:"grant_type"`
+	AppID         string `json:"appid"`
+	Secret        string `json:"secret"`
+	ForceRefresh  bool   `json:"force_refresh"`
+	ExpireSeconds int    `json:"expire_seconds"`
+	ActionName    string `json:"action_name"`
+	ActionInfo    struct {
+		Scene struct {
+			SceneStr string `json:"scene_str"`
+		} `json:"scene"`
+	} `json:"action_info"`
+}
+
+// newDemo returns the simulator of the account of c.
+func newDemo(c config, client *http.Client, tickets *store) *demo {
+	d := &demo{ServeMux: http.NewServeMux(), config: c, tickets: tickets, client: client,
+		server: strings.TrimSuffix(c.apiBase, "/demo"), grants: make(map[string]grant)}
+	api := func(pattern string, h func(apiCall) object) {
 		d.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			call := apiCall{Values: r.URL.Query()}
+			call.isMalformed = json.NewDecoder(r.Body).Decode(&call) != nil
 			d.calls.Lock()
-			defer d.calls.Unlock()
+			answer := h(call)
+			d.calls.Unlock()
 			w.Header().Set("Content-Type", "text/plain") // as WeChat does
-			json.NewEncoder(w).Encode(h(r))
+			json.NewEncoder(w).Encode(answer)
 		})
 	}
 	api("POST /demo/cgi-bin/stable_token", d.stableToken)
@@ -79,15 +98,15 @@ func newDemo(config config, client *http.Client, tickets *store) *demo {
 	return d
 }
 
-// issue grants something for the given time, and returns its name.
+// issue grants something for a time, and returns its name.
 func (d *demo) issue(name string, life time.Duration, g grant) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.grants) >= maxGrants {
-		const kept = 10 * time.Minute // so that expired can be told from unknown
+		const kept = 10 * time.Minute // while expired is not the same as unknown
 		maps.DeleteFunc(d.grants, func(_ string, g grant) bool { return time.Since(g.expires) > kept })
 	}
-	if len(d.grants) >= maxGrants {
+	if len(d.grants) >= maxGrants { // then an arbitrary tenth goes
 		maps.DeleteFunc(d.grants, func(string, grant) bool { return len(d.grants) > maxGrants*9/10 })
 	}
 	g.expires = time.Now().Add(life)
@@ -95,7 +114,7 @@ func (d *demo) issue(name string, life time.Duration, g grant) string {
 	return name
 }
 
-// granted returns a grant, which may have expired; without one its kind is "".
+// granted returns a grant, which may have expired. If there is none, its kind is "".
 func (d *demo) granted(name string) grant {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -111,28 +130,22 @@ func (d *demo) newToken() string {
 }
 
 // stableToken gives the same token until 5 minutes before its end.
-func (d *demo) stableToken(r *http.Request) object {
-	var ask struct {
-		GrantType    string `json:"grant_type"`
-		AppID        string `json:"appid"`
-		Secret       string `json:"secret"`
-		ForceRefresh bool   `json:"force_refresh"`
-	}
-	if json.NewDecoder(r.Body).Decode(&ask) != nil || ask.GrantType != "client_credential" {
+func (d *demo) stableToken(call apiCall) object {
+	if call.isMalformed || call.GrantType != "client_credential" {
 		return refuse(47001, "data format error")
 	}
-	if refused := d.stranger(ask.AppID, ask.Secret); refused != nil {
+	if refused := d.stranger(call.AppID, call.Secret); refused != nil {
 		return refused
 	}
-	if ask.ForceRefresh || time.Until(d.granted(d.stable).expires) < 5*time.Minute {
+	if call.ForceRefresh || time.Until(d.granted(d.stable).expires) < 5*time.Minute {
 		d.stable = d.newToken()
 	}
 	return object{"access_token": d.stable, "expires_in": int(time.Until(d.granted(d.stable).expires).Seconds())}
 }
 
 // plainToken gives a new token, and the former one 5 minutes to live.
-func (d *demo) plainToken(r *http.Request) object {
-	if refused := d.stranger(r.FormValue("appid"), r.FormValue("secret")); refused != nil {
+func (d *demo) plainToken(call apiCall) object {
+	if refused := d.stranger(call.Get("appid"), call.Get("secret")); refused != nil {
 		return refused
 	}
 	if former := d.granted(d.plain); time.Until(former.expires) > 5*time.Minute {
@@ -153,40 +166,29 @@ func (d *demo) stranger(appID, secret string) object {
 	return nil
 }
 
-func (d *demo) createQR(r *http.Request) object {
-	var ask struct {
-		ExpireSeconds int    `json:"expire_seconds"`
-		ActionName    string `json:"action_name"`
-		ActionInfo    struct {
-			Scene struct {
-				SceneStr string `json:"scene_str"`
-			} `json:"scene"`
-		} `json:"action_info"`
-	}
-	token := d.granted(r.URL.Query().Get("access_token"))
-	err := json.NewDecoder(r.Body).Decode(&ask)
-	scene := ask.ActionInfo.Scene.SceneStr
+func (d *demo) createQR(call apiCall) object {
+	token, scene := d.granted(call.Get("access_token")), call.ActionInfo.Scene.SceneStr
 	switch {
 	case token.kind != "token":
 		return refuse(40001, "invalid credential, access_token is invalid or not latest")
 	case time.Now().After(token.expires):
 		return refuse(42001, "access_token expired")
-	case err != nil:
+	case call.isMalformed:
 		return refuse(47001, "data format error")
-	case ask.ActionName != "QR_STR_SCENE", scene == "", len([]rune(scene)) > 64, ask.ExpireSeconds < 1, ask.ExpireSeconds > 2592000:
+	case call.ActionName != "QR_STR_SCENE", scene == "", len([]rune(scene)) > 64,
+		call.ExpireSeconds < 1, call.ExpireSeconds > 2592000:
 		return refuse(40097, "invalid args")
 	}
-	id, life := rand.Text(), time.Duration(ask.ExpireSeconds)*time.Second
+	id, life := rand.Text(), time.Duration(call.ExpireSeconds)*time.Second
 	link := d.config.publicURL + "/demo/q/" + id
 	ticket := wechatTicket(link, time.Now(), life)
 	d.issue(id, life, grant{kind: "qr", of: ticket, scope: scene})
 	d.issue(ticket, life, grant{kind: "ticket", of: link})
-	return object{"ticket": ticket, "expire_seconds": ask.ExpireSeconds, "url": link}
+	return object{"ticket": ticket, "expire_seconds": call.ExpireSeconds, "url": link}
 }
 
-// wechatTicket returns a ticket as WeChat makes them of what the QR code says
-// (255 bytes at most), the time and the life: no secret, for whoever sees the
-// code can make it too.
+// wechatTicket returns a ticket as WeChat makes it, of the QR code's text (254 bytes
+// at most), the time and the life: no secret, as whoever sees the code can make it.
 func wechatTicket(link string, made time.Time, life time.Duration) string {
 	body := append([]byte{1, byte(len(link) + 1)}, link...)
 	body = append(body, 0, 2, 4)
@@ -202,11 +204,11 @@ func wechatTicket(link string, made time.Time, life time.Duration) string {
 	return base64.URLEncoding.EncodeToString(append(ticket, body...))
 }
 
-func (d *demo) exchangeCode(r *http.Request) object {
-	if refused := d.stranger(r.FormValue("appid"), r.FormValue("secret")); refused != nil {
+func (d *demo) exchangeCode(call apiCall) object {
+	if refused := d.stranger(call.Get("appid"), call.Get("secret")); refused != nil {
 		return refused
 	}
-	code := d.granted(r.FormValue("code"))
+	code := d.granted(call.Get("code"))
 	switch {
 	case code.kind == "used":
 		return refuse(40163, "code been used")
@@ -215,21 +217,22 @@ func (d *demo) exchangeCode(r *http.Request) object {
 	case time.Now().After(code.expires):
 		return refuse(42003, "oauth_code expired")
 	}
-	d.issue(r.FormValue("code"), 0, grant{kind: "used"})
+	d.issue(call.Get("code"), 0, grant{kind: "used"})
 	token := d.issue(rand.Text(), 2*time.Hour, grant{kind: "user", of: code.of, scope: code.scope})
-	v := object{"access_token": token, "expires_in": 7200, "refresh_token": rand.Text(), "openid": code.of, "scope": code.scope}
+	answer := object{"access_token": token, "expires_in": 7200, "refresh_token": rand.Text(),
+		"openid": code.of, "scope": code.scope}
 	if code.virtual {
-		v["is_snapshotuser"] = 1
+		answer["is_snapshotuser"] = 1
 	}
-	return v
+	return answer
 }
 
-func (d *demo) userInfo(r *http.Request) object {
-	user := d.granted(r.FormValue("access_token"))
+func (d *demo) userInfo(call apiCall) object {
+	user := d.granted(call.Get("access_token"))
 	switch {
 	case user.kind != "user", time.Now().After(user.expires):
 		return refuse(40001, "invalid credential")
-	case user.of != r.FormValue("openid"):
+	case user.of != call.Get("openid"):
 		return refuse(40003, "invalid openid")
 	case user.scope != "snsapi_userinfo":
 		return refuse(48001, "api unauthorized")
@@ -240,8 +243,9 @@ func (d *demo) userInfo(r *http.Request) object {
 
 func (d *demo) avatar(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "image/svg+xml")
-	io.WriteString(w, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><path fill="#07c160" d="M0 0h8v8H0z"/>`+
-		`<g fill="#fff"><circle cx="4" cy="3" r="1.5"/><path d="M1 8a3 3 0 0 1 6 0z"/></g></svg>`)
+	io.WriteString(w, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8">`+
+		`<path fill="#07c160" d="M0 0h8v8H0z"/><g fill="#fff">`+
+		`<circle cx="4" cy="3" r="1.5"/><path d="M1 8a3 3 0 0 1 6 0z"/></g></svg>`)
 }
 
 func (d *demo) showQR(w http.ResponseWriter, r *http.Request) {
@@ -254,9 +258,10 @@ func (d *demo) showQR(w http.ResponseWriter, r *http.Request) {
 	write(w, http.StatusOK, "image/png", picture) // with WeChat, a JPEG
 }
 
-// phone is the phone that has opened what a QR code says.
+// phone is the phone that has opened the link of a QR code.
 func (d *demo) phone(w http.ResponseWriter, r *http.Request) {
-	shown, err := d.act(r.Context(), d.config.publicURL+r.URL.RequestURI(), r.PostFormValue("openid"), r.PostFormValue("event"))
+	link := d.config.publicURL + r.URL.RequestURI()
+	shown, err := d.act(r.Context(), link, r.PostFormValue("openid"), r.PostFormValue("event"))
 	status, asks := http.StatusOK, ""
 	switch isQR := r.PathValue("id") != ""; {
 	case err != nil:
@@ -269,13 +274,14 @@ func (d *demo) phone(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, shown, http.StatusSeeOther)
 		return
 	}
-	d.config.writePage(w, status, "static/demo/phone.html", "Site", d.config.site(), "Asks", asks, "Reply", bubble(shown))
+	d.config.writePage(w, status, "static/demo/phone.html",
+		"Site", d.config.site(), "Asks", asks, "Reply", bubble(shown))
 }
 
-// chatLink matches a link of a message, in HTML that does not know it for one.
+// chatLink matches a link of a message, after HTML escaping.
 var chatLink = regexp.MustCompile(`&lt;a href=&#34;(https?://(?:[^&]|&amp;)+)&#34;&gt;([^&]*)&lt;/a&gt;`)
 
-// bubble returns a message as a chat shows it: links are links, all else is text.
+// bubble returns a message as a chat shows it: links are links, the rest is text.
 func bubble(message string) markup {
 	return markup(chatLink.ReplaceAllString(html.EscapeString(message), `<a href="$1">$2</a>`))
 }
@@ -301,7 +307,7 @@ func (d *demo) chat(w http.ResponseWriter, r *http.Request) {
 	case event == "subscribe":
 		shown, err = d.push(r.Context(), openID, "subscribe", "", "")
 	default:
-		shown, err = d.say(r.Context(), openID, content)
+		shown, err = d.sendText(r.Context(), openID, content)
 	}
 	if err != nil {
 		status, shown = http.StatusBadRequest, err.Error()
@@ -318,10 +324,12 @@ func (d *demo) scan(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	link, isAuth := strings.CutSuffix(ticket.QR, "#wechat_redirect")
-	event := map[bool]string{true: "allow", false: "scan"}[isAuth]
-	var shown string
+	event, shown := "scan", ""
+	if isAuth {
+		event = "allow"
+	}
 	if ticket.Flow == flowCode {
-		shown, err = d.say(r.Context(), r.FormValue("openid"), ticket.QR)
+		shown, err = d.sendText(r.Context(), r.FormValue("openid"), ticket.QR)
 	} else {
 		shown, err = d.act(r.Context(), link, r.FormValue("openid"), cmp.Or(r.FormValue("event"), event))
 	}
@@ -339,12 +347,13 @@ func (d *demo) scan(w http.ResponseWriter, r *http.Request) {
 	write(w, http.StatusOK, plainText, []byte(shown+"\n"))
 }
 
-// authorizePage is the authorize page's link: these parameters, in this order.
-var authorizePage = regexp.MustCompile(`^/connect/oauth2/authorize\?appid=([^&]+)&redirect_uri=([^&]+)&response_type=code&scope=(snsapi_base|snsapi_userinfo)&state=([0-9A-Za-z]{0,128})$`)
+// authorizePage matches the link of the authorize page: these parameters, in this order.
+var authorizePage = regexp.MustCompile(`^/connect/oauth2/authorize\?appid=([^&]+)&redirect_uri=([^&]+)` +
+	`&response_type=code&scope=(snsapi_base|snsapi_userinfo)&state=([0-9A-Za-z]{0,128})$`)
 
-// act does what WeChat does when somebody has opened a link of either flow and
-// pressed a button; "" only looks. It returns what the phone shows or, in flow B,
-// the callback that it goes back to.
+// act does what WeChat does when somebody opens a link of either flow and presses the
+// button event; with "" they only look. It returns what the phone shows or, in flow
+// B, the callback that it goes to.
 func (d *demo) act(ctx context.Context, link, openID, event string) (string, error) {
 	path := strings.TrimPrefix(link, d.config.publicURL+"/demo")
 	auth := authorizePage.FindStringSubmatch(path)
@@ -372,7 +381,8 @@ func (d *demo) act(ctx context.Context, link, openID, event string) (string, err
 	}
 	code := "authdeny"
 	if event != "decline" {
-		code = d.issue(rand.Text(), 5*time.Minute, grant{kind: "code", of: openID, scope: auth[3], virtual: event == "snapshot"})
+		code = d.issue(rand.Text(), 5*time.Minute,
+			grant{kind: "code", of: openID, scope: auth[3], virtual: event == "snapshot"})
 	}
 	redirect, err := url.QueryUnescape(auth[2])
 	return redirect + "?code=" + code + "&state=" + auth[4], err
@@ -387,8 +397,8 @@ func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string)
 	return d.deliver(ctx, query, message)
 }
 
-// say sends a text message to the account's server. It returns what the user sees.
-func (d *demo) say(ctx context.Context, openID, content string) (string, error) {
+// sendText sends a text message to the account's server. It returns what the user sees.
+func (d *demo) sendText(ctx context.Context, openID, content string) (string, error) {
 	if openID == "" || len(openID) > 64 {
 		return "", errOpenID
 	}
@@ -399,15 +409,12 @@ func (d *demo) say(ctx context.Context, openID, content string) (string, error) 
 	return d.deliver(ctx, query, message)
 }
 
-// deliver sends a push to the account's server, three times if it is not
-// answered. It returns what the user sees.
+// deliver sends a push to the account's server, three times if it is not answered.
+// It returns what the user sees.
 func (d *demo) deliver(ctx context.Context, query url.Values, message []byte) (string, error) {
-	var err error
-	key := d.config.aesKey
-	var status int
-	var body []byte
+	target, status, body := d.server+"/wechat/message?"+query.Encode(), 0, []byte(nil)
 	for try := 1; try <= 3 && status == 0; try++ {
-		if resp, answer, _ := sendAsWeChat(ctx, d.client, http.MethodPost, d.server+"/wechat/message?"+query.Encode(), message); resp != nil {
+		if resp, answer, _ := sendAsWeChat(ctx, d.client, http.MethodPost, target, message); resp != nil {
 			status, body = resp.StatusCode, answer
 		}
 	}
@@ -420,12 +427,13 @@ func (d *demo) deliver(ctx context.Context, query url.Values, message []byte) (s
 		return "（没有回复 no reply）", nil
 	case status != http.StatusOK, decodeXML(body, &reply) != nil:
 		return "", fmt.Errorf("该公众号提供的服务出现故障，请稍后再试 (status %d)", status)
-	case key == nil:
+	case d.config.aesKey == nil:
 		return reply.Content, nil
 	case !verify(reply.MsgSignature, d.config.token, reply.TimeStamp, reply.Nonce, reply.Encrypt):
 		return "", errSignature
 	}
-	if body, err = key.open(reply.Encrypt, d.config.appID); err == nil {
+	body, err := d.config.aesKey.open(reply.Encrypt, d.config.appID)
+	if err == nil {
 		err = decodeXML(body, &reply)
 	}
 	return reply.Content, err

@@ -2,14 +2,15 @@
 //
 // It is one program with no database. It talks to one WeChat Official Account
 // (公众号; a free test account, 测试号, is enough) and keeps everything in memory.
-// wxscan -h tells the commands, the flags and the environment variables.
+// With REDIS_URL, several programs share what they know. wxscan -h lists the
+// commands, the flags and the environment variables.
 //
 // There are three ways to log in. In flow A the browser shows a parametric QR code
 // made by WeChat, and WeChat pushes the scan to us. In flow B it shows the QR
 // code of WeChat's web authorization page, and the phone brings us a code that
 // says who it is. In flow C it shows six digits, which people send to the account
 // as a message. In all of them, the browser holds a secret ticket and asks
-// /wechat/checklogin until somebody has scanned.
+// /wechat/checklogin until somebody has logged in.
 package main
 
 import (
@@ -51,8 +52,8 @@ func main() {
 	}
 }
 
-// A language is that of the person who starts wxscan, for all that it tells them
-// before it serves. The log is in English.
+// A language is that of the person who starts wxscan. All output before it serves is
+// in it; the log is in English.
 type language bool
 
 const inChinese language = true
@@ -68,9 +69,12 @@ func (l language) choose(english, chinese string) string {
 	return english
 }
 
-// say formats the text of its language.
-func (l language) say(english, chinese string, args ...any) string {
+func (l language) sprintf(english, chinese string, args ...any) string {
 	return fmt.Sprintf(l.choose(english, chinese), args...)
+}
+
+func (l language) errorf(english, chinese string, args ...any) error {
+	return errors.New(l.sprintf(english, chinese, args...))
 }
 
 const usage = `wxscan: log in to a web page by scanning a QR code with WeChat
@@ -95,8 +99,8 @@ check 和 sign 的选项见 check -h、sign -h。选项如下，未给出时取�
   -env              设置文件，每行 NAME=value，用于环境变量中没有的设置
 `
 
-// run serves until ctx ends, or runs another command. It returns an error if it
-// cannot start, or if check finds a fault; it may have several lines.
+// run serves until ctx ends, or runs another command. It returns an error, which may
+// have several lines, if it cannot start or if check finds a fault.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
 		return runServer(ctx, args, getenv, stdout, stderr)
@@ -115,57 +119,56 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		args = []string{"-h"}
 	}
 	if !strings.HasPrefix(args[0], "-") {
-		return errors.New(languageOf(getenv).say("unknown command %q: there are check, sign, version and help",
-			"未知命令 %q：可用的有 check、sign、version 和 help", args[0]))
+		return languageOf(getenv).errorf("unknown command %q: there are check, sign, version and help",
+			"未知命令 %q：可用的有 check、sign、version 和 help", args[0])
 	}
 	return runServer(ctx, args, getenv, stdout, stderr)
 }
 
 func runServer(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	l := languageOf(getenv)
-	config, err := parseConfig(args, getenv, stdout)
+	c, err := parseConfig(args, getenv, stdout)
 	if errors.Is(err, flag.ErrHelp) {
 		return nil
 	}
 	if wrong, ok := errors.AsType[*settingsError](err); ok && wrong.isMissing {
-		return errors.New(l.say("%v\nwithout an account, try wxscan -demo", "%v\n没有公众号？可先试用 wxscan -demo", err))
+		return l.errorf("%v\nwithout an account, try wxscan -demo", "%v\n没有公众号？可先试用 wxscan -demo", err)
 	}
 	if err != nil {
 		return err
 	}
-	listener, err := listen(&config, l)
+	listener, err := listen(&c, l)
 	if err != nil {
 		return err
 	}
-	if config.demo {
-		config.simulate(listener.Addr().(*net.TCPAddr))
-		fmt.Fprintln(stdout, l.say("open", "请打开"), config.publicURL)
+	if c.demo {
+		c.simulate(listener.Addr().(*net.TCPAddr))
+		fmt.Fprintln(stdout, l.choose("open", "请打开"), c.publicURL)
 	}
 	lines, end := newLineWriter(stderr)
 	defer end()
-	log := newLog(lines, config.logLevel, config.logFormat)
-	server := newServer(config, log)
-	if server.redis != nil {
-		if refused, ok := errors.AsType[refusal](server.redis.check(ctx)); ok {
+	log := newLog(lines, c.logLevel, c.logFormat)
+	s := newServer(c, log)
+	if s.redis != nil {
+		if refused, ok := errors.AsType[refusal](s.redis.check(ctx)); ok {
 			listener.Close()
 			return fmt.Errorf("REDIS_URL: %w", refused)
 		}
 	}
 	var background sync.WaitGroup
 	defer background.Wait()
-	background.Go(func() { server.work(ctx) })
-	log.Info("listening", "addr", listener.Addr().String(), "url", config.publicURL)
-	if config.demo {
-		server.demo = newDemo(config, server.wechat.client, server.tickets)
+	background.Go(func() { s.work(ctx) })
+	log.Info("listening", "addr", listener.Addr().String(), "url", c.publicURL)
+	if c.demo {
+		s.demo = newDemo(c, s.wechat.client, s.tickets)
 		log.Warn("DEMO: WeChat is simulated, and ANYONE CAN LOG IN AS ANYONE")
 	} else {
-		adviseOperator(&config, log)
+		adviseOperator(&c, log)
 	}
-	return serve(ctx, listener, server.routes(), log)
+	return serve(ctx, listener, s.routes(), log)
 }
 
-// adviseOperator logs what is to be entered on the account's page, and what could
-// be set better.
+// adviseOperator logs what to enter on the account's page, and what to set better.
 func adviseOperator(c *config, log *slog.Logger) {
 	log.Info("to enter on the account's page", "interface_url", c.interfaceURL(), "authorization_domain", c.domain())
 	if c.shortToken() {
@@ -177,7 +180,8 @@ func adviseOperator(c *config, log *slog.Logger) {
 	}
 }
 
-// valuesOf returns what the settings are given, by the names of the environment.
+// valuesOf returns the value that each setting is given, by its name in the
+// environment.
 func valuesOf(settings []setting, flags *flag.FlagSet, args []string, getenv func(string) string) (
 	map[string]string, error) {
 	l, values := languageOf(getenv), make(map[string]string)
@@ -191,14 +195,14 @@ func valuesOf(settings []setting, flags *flag.FlagSet, args []string, getenv fun
 			flags.Func(s.flag, "", set)
 		}
 	}
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
 		return nil, err
-	} else if err != nil {
+	case err != nil:
 		return nil, badFlag(flags, args, l)
-	}
-	if flags.NArg() > 0 {
-		return nil, errors.New(l.say("unknown argument %q: a command goes first, and a flag begins with -",
-			"未知参数 %q：命令应写在最前，选项以 - 开头", flags.Arg(0)))
+	case flags.NArg() > 0:
+		return nil, l.errorf("unknown argument %q: a command goes first, and a flag begins with -",
+			"未知参数 %q：命令应写在最前，选项以 - 开头", flags.Arg(0))
 	}
 	fromFile, err := readEnv(*file, l)
 	for _, s := range settings {
@@ -209,45 +213,42 @@ func valuesOf(settings []setting, flags *flag.FlagSet, args []string, getenv fun
 	return values, err
 }
 
-// badFlag says what flags.Parse has against the last flag that it has read.
+// badFlag says what is wrong with the last flag that flags.Parse has read.
 func badFlag(flags *flag.FlagSet, args []string, l language) error {
 	word := args[max(0, len(args)-flags.NArg()-1)]
-	name, _, _ := strings.Cut(strings.TrimLeft(word, "-"), "=") // after which could be a secret
+	name, _, _ := strings.Cut(strings.TrimLeft(word, "-"), "=") // what follows could be a secret
 	if flags.Lookup(name) != nil {
-		return errors.New(l.say("flag -%s: its value is missing or malformed", "选项 -%s：缺少值或值格式不对", name))
+		return l.errorf("flag -%s: its value is missing or malformed", "选项 -%s：缺少值或值格式不对", name)
 	}
 	var known []string
 	flags.VisitAll(func(f *flag.Flag) { known = append(known, "-"+f.Name) })
-	return errors.New(l.say("unknown flag -%s: there are %s", "未知选项 -%s，可用的有 %s", name, strings.Join(known, " ")))
+	return l.errorf("unknown flag -%s: there are %s", "未知选项 -%s，可用的有 %s", name, strings.Join(known, " "))
 }
 
-// readEnv reads a file of lines NAME=value, as systemd's EnvironmentFile; no file
-// has none. What systemd would pass over or unescape is an error: export, other
-// lines without a NAME=, backslashes outside of single quotes.
+// readEnv reads a file of lines NAME=value as systemd's EnvironmentFile does, except
+// that it refuses what systemd would pass over or unescape: export, lines without a
+// NAME=, backslashes outside of single quotes. An empty file name has no values.
 func readEnv(file string, l language) (map[string]string, error) {
 	if file == "" {
 		return nil, nil
 	}
 	text, err := os.ReadFile(file)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, errors.New(l.say("-env: there is no file %q", "-env：文件 %q 不存在", file))
-	case err != nil:
-		return nil, errors.New(l.say("-env: cannot read %q: %q", "-env：无法读取 %q：%q", file, err))
+	if err != nil {
+		return nil, l.errorf("-env: cannot read %q: is the file there, and may this user read it?",
+			"-env：无法读取 %q：文件存在吗？当前用户有权读取吗？", file)
 	}
-	line := regexp.MustCompile(`^([A-Za-z_]\w*)=\s*(?:"([^"\\]*)"|'([^']*)'|([^"'\\][^\\]*)?)$`)
-	values, number := make(map[string]string), 0
-	for text := range strings.SplitSeq(string(text), "\n") {
-		number++
-		text = strings.TrimSpace(text)
-		if text == "" || text[0] == '#' || text[0] == ';' {
+	assignment := regexp.MustCompile(`^([A-Za-z_]\w*)=\s*(?:"([^"\\]*)"|'([^']*)'|([^"'\\][^\\]*)?)$`)
+	values := make(map[string]string)
+	for i, line := range strings.Split(string(text), "\n") {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' || line[0] == ';' {
 			continue
 		}
-		parts := line.FindStringSubmatch(text)
-		if parts == nil { // which may be a secret
-			return nil, errors.New(l.say(
+		parts := assignment.FindStringSubmatch(line)
+		if parts == nil { // not quoted: the line may hold a secret
+			return nil, l.errorf(
 				"%s, line %d: must be NAME=value, without export, and without a backslash except in single quotes",
-				"%s 第 %d 行：应为 NAME=value，不带 export；单引号之外不能有反斜杠", file, number))
+				"%s 第 %d 行：应为 NAME=value，不带 export；单引号之外不能有反斜杠", file, i+1)
 		}
 		values[parts[1]] = parts[2] + parts[3] + parts[4]
 	}
@@ -258,49 +259,49 @@ func readEnv(file string, l language) (map[string]string, error) {
 func listen(c *config, l language) (net.Listener, error) {
 	if c.tlsCert != "" {
 		if _, err := tls.LoadX509KeyPair(c.tlsCert, c.tlsKey); err != nil {
-			return nil, errors.New(l.say("TLS_CERT (-tls-cert), TLS_KEY (-tls-key): %q and %q must be, in PEM, "+
-				"a certificate chain and its key: %q", "TLS_CERT (-tls-cert)、TLS_KEY (-tls-key)：%q 和 %q "+
-				"应为 PEM 格式的证书链及其私钥：%q", c.tlsCert, c.tlsKey, err))
+			return nil, l.errorf(
+				"TLS_CERT (-tls-cert), TLS_KEY (-tls-key): %q, %q must be, in PEM, a certificate chain and its key: %q",
+				"TLS_CERT (-tls-cert)、TLS_KEY (-tls-key)：%q 和 %q 应为 PEM 格式的证书链及其私钥：%q", c.tlsCert, c.tlsKey, err)
 		}
 	}
-	listener, err := net.Listen("tcp", c.addr)
+	listener, err := net.Listen("tcp", c.addr.String())
 	if err != nil {
-		return nil, cannotListen(err, c.addr, l)
+		return nil, cannotListen(err, c.addr.String(), l)
 	}
 	if c.tlsCert == "" {
 		return listener, nil
 	}
-	// Read at each handshake, so that a renewed certificate counts at once.
-	certificate := func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		pair, err := tls.LoadX509KeyPair(c.tlsCert, c.tlsKey)
-		return &pair, err
-	}
-	// HTTP/2, for over HTTP/1.1 a browser has six connections, and a parked poll takes one.
 	return tls.NewListener(listener, &tls.Config{
-		GetCertificate: certificate, NextProtos: []string{"h2", "http/1.1"}}), nil
+		// Read at each handshake, so that a renewed certificate counts at once.
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(c.tlsCert, c.tlsKey)
+			return &pair, err
+		},
+		// Over HTTP/1.1 a browser has six connections, and each parked poll takes one.
+		NextProtos: []string{"h2", "http/1.1"},
+	}), nil
 }
 
 func cannotListen(err error, addr string, l language) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return errors.New(l.say(
+		return l.errorf(
 			"ADDR (-addr): another program listens on %s: end it (ss -ltnp shows which), or choose another port",
-			"ADDR (-addr)：%s 已被其他程序占用：请结束该程序（用 ss -ltnp 查看），或换一个端口", addr))
+			"ADDR (-addr)：%s 已被其他程序占用：请结束该程序（用 ss -ltnp 查看），或换一个端口", addr)
 	case errors.Is(err, fs.ErrPermission):
-		return errors.New(l.say("ADDR (-addr): this user may not listen on %s: choose a port from 1024, "+
-			"or allow it: sudo setcap cap_net_bind_service=+ep wxscan",
-			"ADDR (-addr)：当前用户无权监听 %s：请改用 1024 或以上的端口，"+
-				"或授予权限：sudo setcap cap_net_bind_service=+ep wxscan", addr))
+		return l.errorf("ADDR (-addr): this user may not listen on %s: choose a port from 1024, or allow it: %s",
+			"ADDR (-addr)：当前用户无权监听 %s：请改用 1024 或以上的端口，或授予权限：%s",
+			addr, "sudo setcap cap_net_bind_service=+ep wxscan")
 	}
-	return errors.New(l.say("ADDR (-addr): this computer cannot listen on %s: is the host one of its own addresses?",
-		"ADDR (-addr)：无法监听 %s：主机部分是本机的地址吗？", addr))
+	return l.errorf("ADDR (-addr): this computer cannot listen on %s: is the host one of its own addresses?",
+		"ADDR (-addr)：无法监听 %s：主机部分是本机的地址吗？", addr)
 }
 
-// serve answers requests until ctx ends, which wakes the parked polls. It
-// returns once the requests in flight are answered, or shutdownGrace is over.
+// serve answers requests until ctx ends, which wakes the parked polls. It returns
+// once the requests in flight are answered, or after shutdownGrace.
 func serve(ctx context.Context, listener net.Listener, handler http.Handler, log *slog.Logger) error {
-	var silent sync.Map // connections that have not sent a byte: Shutdown would wait for them
-	server := &http.Server{
+	var silent sync.Map // the connections that have not sent a byte: Shutdown would wait for them
+	srv := &http.Server{
 		ConnState: func(conn net.Conn, state http.ConnState) {
 			if state == http.StateNew {
 				silent.Store(conn, nil)
@@ -318,7 +319,7 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, log
 		ErrorLog:          errorLog(log),
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(listener) }() // ends with Shutdown
+	go func() { failed <- srv.Serve(listener) }() // ends with Shutdown
 	select {
 	case err := <-failed:
 		return err
@@ -329,9 +330,9 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, log
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer cancel()
-	if err := server.Shutdown(grace); err != nil {
+	if err := srv.Shutdown(grace); err != nil {
 		log.Warn("requests cut off at shutdown", "err", err)
-		server.Close()
+		srv.Close()
 	}
 	<-failed
 	return nil

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"math"
 	"net"
 	"net/netip"
@@ -23,7 +22,7 @@ import (
 
 // A config is the settings, checked.
 type config struct {
-	addr                      string
+	addr                      *net.TCPAddr
 	publicURL                 string // http(s)://host[:port]
 	appID, appSecret, token   string
 	aesKey                    *aesKey       // nil in plain mode
@@ -33,7 +32,7 @@ type config struct {
 	qrRate                    int            // QR codes a minute for one client; 0 is any
 	trusted                   []netip.Prefix // proxies besides loopback
 	sessionSecrets            []string
-	forgetful                 bool          // the session's secret is made up, and ends with the program
+	forgetful                 bool          // the session's secret is random, and lost with the program
 	sessionTTL                time.Duration // whole seconds
 	confirm                   bool          // a scan must be confirmed on the phone
 	flows                     []string      // what the login page offers, in order
@@ -54,8 +53,8 @@ type config struct {
 	demo                      bool
 }
 
-// simulate fills in what depends on the address of a -demo. The program calls
-// its simulator over loopback; phones reach it by the public URL.
+// simulate sets what depends on where a -demo listens. The program calls its
+// simulator over loopback; phones reach it by the public URL.
 func (c *config) simulate(listening *net.TCPAddr) {
 	local := fromHere(listening)
 	c.publicURL = cmp.Or(c.publicURL, local)
@@ -75,14 +74,14 @@ func fromHere(addr *net.TCPAddr) string {
 // interfaceURL is where WeChat is to send its pushes.
 func (c *config) interfaceURL() string { return c.publicURL + "/wechat/message" }
 
-// domain is where the authorize page may send phones back to: a bare host.
+// domain is the bare host that the authorize page may send phones back to.
 func (c *config) domain() string { return site(c.publicURL).Hostname() }
 
 // shortToken tells whether the Token could be guessed by asking.
 func (c *config) shortToken() bool { return len(c.token) < 16 }
 
-// site returns the scheme and the host of an address, without the rest, where
-// secrets may be. It is never nil.
+// site returns the scheme and host of an address, without the rest, which may hold
+// secrets. It is never nil.
 func site(address string) *url.URL {
 	u, err := url.Parse(address)
 	if err != nil {
@@ -106,37 +105,38 @@ type valueKind int
 
 const (
 	open   valueKind = iota
-	secret           // in no error, and so in no flag
-	yesNo            // its flag alone means yes
+	secret           // never in an error, so it has no flag
+	yesNo            // the flag alone means yes
 )
-
-// name is how an error or a hint calls a setting.
-func (s *setting) name() string {
-	if s.flag == "" {
-		return s.env
-	}
-	return s.env + " (-" + s.flag + ")"
-}
 
 // complaint is the line about a value that the setting does not take.
 func (s *setting) complaint(l language, value string) string {
-	must := s.name() + l.say(": must be ", "：应为") + l.choose(s.english, s.chinese)
+	name := s.env
+	if s.flag != "" {
+		name += " (-" + s.flag + ")"
+	}
+	must := name + l.choose(": must be "+s.english, "：应为"+s.chinese)
 	switch {
 	case value == "":
-		return must + l.say(", but is not set", "，但未设置")
+		return must + l.choose(", but is not set", "，但未设置")
 	case s.kind == secret:
-		return must + l.say(", got something else, which is not shown here", "，实际不符（此处不显示其值）")
+		return must + l.choose(", got something else, which is not shown here", "，实际不符（此处不显示其值）")
 	}
-	return must + l.say(", got %q", "，实际为 %q", value)
+	return must + l.sprintf(", got %q", "，实际为 %q", value)
 }
 
-// parsed returns what sets p to what parse makes of a value.
+// parsed returns the set of a setting whose value is parsed into p.
 func parsed[T any](p *T, parse func(string) (T, error)) func(string) bool {
 	return func(value string) bool {
 		var err error
 		*p, err = parse(value)
 		return err == nil
 	}
+}
+
+// optional is parsed, but an empty value leaves p as it is.
+func optional[T any](p *T, parse func(string) (T, error)) func(string) bool {
+	return func(value string) bool { return value == "" || parsed(p, parse)(value) }
 }
 
 // within is parsed, for whole units from least to most.
@@ -155,7 +155,7 @@ func listed[T any](p *[]T, parse func(string) (T, error)) func(string) bool {
 	}
 }
 
-// listedOnce is listed, for items that must differ.
+// listedOnce is listed, but each item may occur once only.
 func listedOnce(p *[]string, parse func(string) (string, error)) func(string) bool {
 	return func(value string) bool {
 		return listed(p, parse)(value) && len(slices.Compact(slices.Sorted(slices.Values(*p)))) == len(*p)
@@ -164,7 +164,7 @@ func listedOnce(p *[]string, parse func(string) (string, error)) func(string) bo
 
 var errMalformed = errors.New("malformed")
 
-// like returns what parses a text that matches a pattern.
+// like returns a parser that takes any text that matches the whole pattern.
 func like(pattern string) func(string) (string, error) {
 	return func(value string) (string, error) {
 		if ok, _ := regexp.MatchString("^("+pattern+")$", value); !ok {
@@ -177,16 +177,13 @@ func like(pattern string) func(string) (string, error) {
 // origin is a pattern.
 const origin = `https?://([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?`
 
-// parseOrigin returns an origin as browsers write it: in small letters, an IPv6
-// address at its shortest, and without the port that its scheme has anyway.
+// parseOrigin returns an origin as browsers write it: in lower case, an IPv6 address
+// at its shortest, and without the default port of its scheme.
 func parseOrigin(value string) (string, error) {
 	value, err := like(origin)(strings.ToLower(value))
-	if err != nil {
-		return "", err
-	}
-	u, err := url.Parse(value)
-	if err != nil {
-		return "", err
+	u, noURL := url.Parse(value)
+	if err != nil || noURL != nil {
+		return "", errMalformed
 	}
 	if ip, err := netip.ParseAddr(u.Hostname()); err == nil && ip.Is6() {
 		value = strings.Replace(value, u.Hostname(), ip.String(), 1)
@@ -194,13 +191,7 @@ func parseOrigin(value string) (string, error) {
 	return strings.TrimSuffix(value, map[string]string{"http": ":80", "https": ":443"}[u.Scheme]), nil
 }
 
-func parseAddr(value string) (string, error) {
-	_, port, err := net.SplitHostPort(value)
-	if err == nil {
-		_, err = net.LookupPort("tcp", port)
-	}
-	return value, err
-}
+func parseAddr(value string) (*net.TCPAddr, error) { return net.ResolveTCPAddr("tcp", value) }
 
 func parseYesNo(value string) (bool, error) {
 	switch strings.ToLower(value) {
@@ -226,8 +217,7 @@ func (c *config) settings() []setting {
 			"the appsecret on the account's page: letters and digits", "公众号页面上的 appsecret：字母和数字"},
 		{"WECHAT_TOKEN", "", secret, "", text(&c.token, `[0-9A-Za-z]{3,32}`),
 			"3 to 32 letters and digits that you make up, as in 接口配置信息", "自定义的 Token，3 至 32 位字母或数字，与接口配置信息中一致"},
-		{"WECHAT_AES_KEY", "", secret, "",
-			func(value string) bool { return value == "" || parsed(&c.aesKey, parseAESKey)(value) },
+		{"WECHAT_AES_KEY", "", secret, "", optional(&c.aesKey, parseAESKey),
 			"the EncodingAESKey: 43 letters and digits; unset: plain mode", "安全模式的 EncodingAESKey，43 位字母或数字；不设则为明文模式"},
 		{"SESSION_SECRET", "", secret, "", listed(&c.sessionSecrets, like(`(?s).{32,}`)),
 			"32 bytes or more to sign sessions with; several: by commas", "会话签名密钥，至少 32 字节；多个以逗号分隔"},
@@ -241,12 +231,10 @@ func (c *config) settings() []setting {
 			"http(s)://host[:port][/path] in place of the authorize page", "代替微信授权页的地址 http(s)://域名[:端口][/路径]"},
 		{"WECHAT_MP_BASE", "", open, "https://mp.weixin.qq.com", link(&c.mpBase, base),
 			"http(s)://host[:port][/path] in place of the pictures", "代替微信二维码图片的地址 http(s)://域名[:端口][/路径]"},
-		{"REDIS_URL", "", secret, "",
-			func(value string) bool { return value == "" || parsed(&c.redisURL, parseRedisURL)(value) },
+		{"REDIS_URL", "", secret, "", optional(&c.redisURL, parseRedisURL),
 			"redis[s]://[user:password@]host[:port][/db] of a shared Redis; unset: memory",
 			"多个实例共用的 Redis（7.0 以上）redis[s]://[用户:密码@]主机[:端口][/库]；不设则用内存"},
-		{"REDIS_CA", "", open, "",
-			func(value string) bool { return value == "" || parsed(&c.redisCA, readCA)(value) },
+		{"REDIS_CA", "", open, "", optional(&c.redisCA, readCA),
 			"the file of the certificates that rediss:// trusts; unset: the system's",
 			"验证 rediss:// 所用的 CA 证书文件；不设则用系统的"},
 		{"REDIS_PREFIX", "redis-prefix", open, "wxscan:", text(&c.redisPrefix, `[!-~]{0,100}`),
@@ -300,8 +288,8 @@ type settingsError struct {
 
 func (e *settingsError) Error() string { return strings.Join(e.lines, "\n") }
 
-// parseConfig reads the settings for a server. Its error is flag.ErrHelp after
-// -h, whose answer goes to help.
+// parseConfig reads the settings of a server. Its error is flag.ErrHelp after -h,
+// whose answer goes to help.
 func parseConfig(args []string, getenv func(string) string, help io.Writer) (config, error) {
 	var c config
 	err := c.parse(flag.NewFlagSet("wxscan", flag.ContinueOnError), args, getenv)
@@ -312,8 +300,8 @@ func parseConfig(args []string, getenv func(string) string, help io.Writer) (con
 	return c, err
 }
 
-// parse reads the settings, by flags beside those that flags has already. Its
-// error is a *settingsError, flag.ErrHelp, or a line about the arguments.
+// parse reads the settings, with flags for them beside those that flags has already.
+// Its error is a *settingsError, flag.ErrHelp, or a line about the arguments.
 func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) string) error {
 	l, settings := languageOf(getenv), c.settings()
 	flags.BoolVar(&c.demo, "demo", false, "")
@@ -321,38 +309,30 @@ func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) s
 	if err != nil {
 		return err
 	}
-	var conflicts []string
+	conflicts := []conflict{
+		{c.demo && values["WECHAT_APPSECRET"] != "",
+			"WECHAT_APPSECRET: must not be set with -demo, where anyone can log in as anyone",
+			"WECHAT_APPSECRET：不能与 -demo 同用，因为 -demo 时任何人都能以任何身份登录"},
+		{c.demo && values["REDIS_URL"] != "",
+			"REDIS_URL: must not be set with -demo, which simulates WeChat for one process",
+			"REDIS_URL：不能与 -demo 同用，-demo 只为单个进程模拟微信"},
+		{c.demo && values["TLS_CERT"] != "",
+			"TLS_CERT (-tls-cert): must not be set with -demo, which speaks plain http",
+			"TLS_CERT (-tls-cert)：不能与 -demo 同用，-demo 只提供 http"},
+		{!c.demo && values["REDIS_URL"] != "" && values["SESSION_SECRET"] == "",
+			"SESSION_SECRET: must be set with REDIS_URL, the same on each replica: they check each other's sessions",
+			"SESSION_SECRET：使用 REDIS_URL 时必须设置，且各实例相同，否则彼此不认对方签发的会话"},
+		{(values["TLS_CERT"] == "") != (values["TLS_KEY"] == ""),
+			"TLS_CERT (-tls-cert), TLS_KEY (-tls-key): must both be set, or neither",
+			"TLS_CERT (-tls-cert)、TLS_KEY (-tls-key)：须同时设置，或都不设置"},
+	}
 	if c.demo {
-		if values["WECHAT_APPSECRET"] != "" {
-			conflicts = append(conflicts, l.say(
-				"WECHAT_APPSECRET: must not be set with -demo, where anyone can log in as anyone",
-				"WECHAT_APPSECRET：不能与 -demo 同用，因为 -demo 时任何人都能以任何身份登录"))
-		}
-		if values["REDIS_URL"] != "" {
-			conflicts = append(conflicts, l.say("REDIS_URL: must not be set with -demo, which simulates WeChat for one process",
-				"REDIS_URL：不能与 -demo 同用，-demo 只为单个进程模拟微信"))
-		}
-		if values["TLS_CERT"] != "" {
-			conflicts = append(conflicts, l.say(
-				"TLS_CERT (-tls-cert): must not be set with -demo, which speaks plain http",
-				"TLS_CERT (-tls-cert)：不能与 -demo 同用，-demo 只提供 http"))
-		}
-		maps.Copy(values, map[string]string{"WECHAT_APPSECRET": "simulated",
-			"SESSION_SECRET": ""}) // whatever production's is: a demo's sessions are good for the demo alone
-		for name, value := range map[string]string{
-			"WECHAT_APPID": "wx0123456789abcdef", "WECHAT_TOKEN": "simulated", "WECHAT_ACCOUNT": "gh_0123456789ab",
-			"ADDR": "127.0.0.1:8080"} {
-			values[name] = cmp.Or(values[name], value)
-		}
-	}
-	if values["REDIS_URL"] != "" && values["SESSION_SECRET"] == "" {
-		conflicts = append(conflicts, l.say(
-			"SESSION_SECRET: must be set with REDIS_URL, the same for all replicas, or they do not believe each other's sessions",
-			"SESSION_SECRET：使用 REDIS_URL 时必须设置，且各实例相同，否则彼此不认对方签发的会话"))
-	}
-	if (values["TLS_CERT"] == "") != (values["TLS_KEY"] == "") {
-		conflicts = append(conflicts, l.say("TLS_CERT (-tls-cert), TLS_KEY (-tls-key): must both be set, or neither",
-			"TLS_CERT (-tls-cert)、TLS_KEY (-tls-key)：须同时设置，或都不设置"))
+		values["WECHAT_APPSECRET"] = "simulated"
+		values["SESSION_SECRET"] = "" // never production's: a demo's sessions must be good for nothing else
+		values["WECHAT_APPID"] = cmp.Or(values["WECHAT_APPID"], "wx0123456789abcdef")
+		values["WECHAT_TOKEN"] = cmp.Or(values["WECHAT_TOKEN"], "simulated")
+		values["WECHAT_ACCOUNT"] = cmp.Or(values["WECHAT_ACCOUNT"], "gh_0123456789ab")
+		values["ADDR"] = cmp.Or(values["ADDR"], "127.0.0.1:8080")
 	}
 	if values["FLOWS"] == string(flowCode) { // which asks nothing of WeChat; but what is sealed names the appid
 		settings = slices.DeleteFunc(settings, func(s setting) bool {
@@ -366,10 +346,21 @@ func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) s
 	return err
 }
 
-// take sets the settings to values, or else to their defaults. The error has the
-// conflicts too.
-func take(settings []setting, values map[string]string, l language, conflicts []string) error {
-	wrong := settingsError{lines: conflicts}
+// A conflict is a line about settings that do not go together, if they are so.
+type conflict struct {
+	exists           bool
+	english, chinese string
+}
+
+// take sets the settings to values, or else to their defaults. It returns nil or a
+// *settingsError, which has the conflicts too.
+func take(settings []setting, values map[string]string, l language, conflicts []conflict) error {
+	var wrong settingsError
+	for _, c := range conflicts {
+		if c.exists {
+			wrong.lines = append(wrong.lines, l.choose(c.english, c.chinese))
+		}
+	}
 	for _, s := range settings {
 		if value := cmp.Or(values[s.env], s.byDefault); !s.set(value) {
 			wrong.lines = append(wrong.lines, s.complaint(l, value))
@@ -382,7 +373,7 @@ func take(settings []setting, values map[string]string, l language, conflicts []
 	return nil
 }
 
-// printHelp prints a help, with the end that each has.
+// printHelp prints a command's help, and how all of them end.
 func printHelp(w io.Writer, l language, text string) {
 	fmt.Fprint(w, text, l.choose(
 		"README.md, beside the source, has more: the set-up step by step, examples, deployment.\n",
@@ -391,19 +382,18 @@ func printHelp(w io.Writer, l language, text string) {
 
 // settingsHelp has a line for each setting.
 func settingsHelp(l language) string {
-	var help, byEnvironment strings.Builder
+	var flags, others strings.Builder
 	for _, s := range new(config).settings() {
 		line := fmt.Sprintf("%-18s %s", s.env, l.choose(s.english, s.chinese))
-		switch {
-		case s.flag == "":
-			fmt.Fprintf(&byEnvironment, "  %s\n", line)
-		case s.byDefault == "":
-			fmt.Fprintf(&help, "  -%-15s %s\n", s.flag, line)
-		default:
-			fmt.Fprintf(&help, "  -%-15s %s [%s]\n", s.flag, line, s.byDefault)
+		if s.byDefault != "" && s.flag != "" {
+			line += " [" + s.byDefault + "]"
+		}
+		if s.flag != "" {
+			fmt.Fprintf(&flags, "  -%-15s %s\n", s.flag, line)
+		} else {
+			fmt.Fprintf(&others, "  %s\n", line)
 		}
 	}
-	return help.String() +
-		l.choose("By environment, or -env, alone:\n", "以下只能用环境变量或 -env 设置：\n") +
-		byEnvironment.String()
+	return flags.String() +
+		l.choose("By environment, or -env, alone:\n", "以下只能用环境变量或 -env 设置：\n") + others.String()
 }

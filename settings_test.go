@@ -158,7 +158,7 @@ func TestUnknownWordsAreAnsweredWithTheKnownOnes(t *testing.T) {
 func TestSettings(t *testing.T) {
 	c, err := parseConfig(nil, with(), io.Discard)
 	must(t, err)
-	if c.addr != ":8080" || c.ttl != 5*time.Minute || c.maxTickets != 100000 || c.scope != "snsapi_base" ||
+	if c.addr.String() != ":8080" || c.ttl != 5*time.Minute || c.maxTickets != 100000 || c.scope != "snsapi_base" ||
 		c.aesKey != nil || c.demo || c.apiBase != "https://api.weixin.qq.com" ||
 		c.openBase != "https://open.weixin.qq.com" || c.mpBase != "https://mp.weixin.qq.com" {
 		t.Errorf("by default: %+v", c)
@@ -169,14 +169,14 @@ func TestSettings(t *testing.T) {
 	must(t, err)
 	if c.ttl != 90*time.Second || c.maxTickets != 7 || c.publicURL != "http://[::1]:8080" || c.aesKey == nil ||
 		c.apiBase != "http://127.0.0.1:9/api" ||
-		c.openBase != "https://open.weixin.qq.com" || c.addr != ":8080" || c.scope != "snsapi_base" {
+		c.openBase != "https://open.weixin.qq.com" || c.addr.String() != ":8080" || c.scope != "snsapi_base" {
 		t.Errorf("%+v", c)
 	}
 	c, err = parseConfig([]string{"-ttl", "720h"}, with("ADDR=127.0.0.1:9"), io.Discard)
-	if err != nil || c.addr != "127.0.0.1:9" || c.ttl != 720*time.Hour {
+	if err != nil || c.addr.String() != "127.0.0.1:9" || c.ttl != 720*time.Hour {
 		t.Errorf("%+v, %v", c, err)
 	}
-	if c, err := parseConfig([]string{"-demo"}, none, io.Discard); err != nil || c.addr != "127.0.0.1:8080" {
+	if c, err := parseConfig([]string{"-demo"}, none, io.Discard); err != nil || c.addr.String() != "127.0.0.1:8080" {
 		t.Errorf("-demo listens on %q; %v", c.addr, err)
 	}
 }
@@ -212,7 +212,7 @@ func TestEnvFileGivesWhatIsNotSetOtherwise(t *testing.T) {
 		"WECHAT_VERIFY_FILE=MP_verify_x.txt\nLOG_LEVEL=debug\nLOG_LEVEL=warn\nHOME=/nowhere")
 	c, err := parseConfig([]string{"-addr", ":7", "-env", file}, with("WECHAT_VERIFY_FILE=MP_verify_y.txt"), io.Discard)
 	must(t, err)
-	if c.ttl != time.Minute || c.maxTickets != 7 || c.qrRate != 60 || c.addr != ":7" ||
+	if c.ttl != time.Minute || c.maxTickets != 7 || c.qrRate != 60 || c.addr.String() != ":7" ||
 		c.verifyFile != "MP_verify_y.txt" || c.logLevel != slog.LevelWarn {
 		t.Errorf("%+v", c)
 	}
@@ -241,7 +241,7 @@ func TestEnvFileWithWhatSystemdWouldPassOverIsRefused(t *testing.T) {
 		}
 	}
 	if _, err := parseConfig([]string{"-env", "/nowhere"}, with(), io.Discard); err == nil ||
-		err.Error() != `-env: there is no file "/nowhere"` {
+		err.Error() != `-env: cannot read "/nowhere": is the file there, and may this user read it?` {
 		t.Error(err)
 	}
 }

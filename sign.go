@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"slices"
 	"strings"
 )
@@ -55,39 +54,28 @@ func sign(args []string, getenv func(string) string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	used := []string{"WECHAT_TOKEN", "WECHAT_AES_KEY", "ADDR"}
-	isPublic := values["TLS_CERT"] != ""
-	flags.Visit(func(f *flag.Flag) { isPublic = isPublic || f.Name == "url" })
-	if isPublic {
-		used[2] = "PUBLIC_URL"
-	}
+	used := []string{"WECHAT_TOKEN", "WECHAT_AES_KEY"}
 	if values["WECHAT_AES_KEY"] != "" {
 		used = append(used, "WECHAT_APPID") // what is sealed names it
 	}
-	var conflicts []string
-	eventKey := digest(*ticket).String()
-	switch *event = strings.ToLower(*event); *event {
-	case "scan":
-		*event = "SCAN"
-	case "subscribe":
-		eventKey = "qrscene_" + eventKey
-	default:
-		conflicts = append(conflicts, l.say("-event: must be scan or subscribe, got %q",
-			"-event：应为 scan 或 subscribe，实际为 %q", *event))
+	isPublic := values["TLS_CERT"] != ""
+	flags.Visit(func(f *flag.Flag) { isPublic = isPublic || f.Name == "url" })
+	if isPublic {
+		used = append(used, "PUBLIC_URL")
+	} else {
+		used = append(used, "ADDR")
 	}
-	if (*ticket == "") != (*openID == "") {
-		conflicts = append(conflicts, l.say("-ticket, -openid: must both be given, or neither",
-			"-ticket、-openid：须同时给出，或都不给出"))
-	}
-	if err := take(pick(settings, used...), values, l, conflicts); err != nil {
+	isSubscribe, isScan := strings.EqualFold(*event, "subscribe"), strings.EqualFold(*event, "scan")
+	if err := take(pick(settings, used...), values, l, []conflict{
+		{!isSubscribe && !isScan, fmt.Sprintf("-event: must be scan or subscribe, got %q", *event),
+			fmt.Sprintf("-event：应为 scan 或 subscribe，实际为 %q", *event)},
+		{(*ticket == "") != (*openID == ""), "-ticket, -openid: must both be given, or neither",
+			"-ticket、-openid：须同时给出，或都不给出"},
+	}); err != nil {
 		return err
 	}
 	if !isPublic {
-		listening, err := net.ResolveTCPAddr("tcp", c.addr)
-		if err != nil {
-			return errors.New(l.say("ADDR (-addr): there is no address %q", "ADDR (-addr)：地址 %q 不存在", c.addr))
-		}
-		c.publicURL = fromHere(listening)
+		c.publicURL = fromHere(c.addr)
 	}
 	query := c.signedQuery()
 	query.Set("echostr", rand.Text())
@@ -95,7 +83,11 @@ func sign(args []string, getenv func(string) string, stdout io.Writer) error {
 	if *ticket == "" {
 		return nil
 	}
-	query, push, err := c.signedPush(*openID, *event, eventKey, "")
+	name, key := "SCAN", digest(*ticket).String()
+	if isSubscribe {
+		name, key = "subscribe", "qrscene_"+key
+	}
+	query, push, err := c.signedPush(*openID, name, key, "")
 	if *code != "" {
 		query, push, err = c.signedText(*openID, *code)
 	}

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -40,40 +41,40 @@ type wechat struct {
 	apiBase, openBase, mpBase string // WeChat's addresses, without a slash at the end
 	client                    *http.Client
 	log                       *slog.Logger
-	called                    func(path, result string) // is told of each call: "ok", "refused", "timeout" or "unreachable"
-	replicas                  bool                      // others like us fetch access tokens for the account
-	fetching                  chan struct{}             // has room for one: for whoever fetches an access token
+	called                    func(path, result string) // after each call: ok, refused, timeout or unreachable
+	replicas                  bool                      // other processes fetch access tokens for the account too
+	fetching                  chan struct{}             // holds one element while an access token is fetched
 
-	mu      sync.Mutex // guards the fields below, for no longer than a look at them
+	mu      sync.Mutex // guards the fields below
 	token   accessToken
 	dropped time.Time // when a refused token was last dropped
 }
 
-// An accessToken is what came of the last fetch.
+// An accessToken is the outcome of the last fetch.
 type accessToken struct {
 	value   string
 	err     error     // why there is no value
-	fetched time.Time // the value, not what came of a failed renewal since
+	fetched time.Time // when the value was
 	expires time.Time
 	renew   time.Time // when another fetch is due
 }
 
 // newWeChat returns a client of the account that the settings name.
 func newWeChat(c *config, log *slog.Logger) *wechat {
-	return &wechat{appID: c.appID, appSecret: c.appSecret, scope: c.scope, apiBase: c.apiBase, openBase: c.openBase, mpBase: c.mpBase,
-		client: newHTTPClient(), log: log, called: func(string, string) {}, fetching: make(chan struct{}, 1),
-		replicas: c.redisURL != nil}
+	return &wechat{appID: c.appID, appSecret: c.appSecret, scope: c.scope,
+		apiBase: c.apiBase, openBase: c.openBase, mpBase: c.mpBase, replicas: c.redisURL != nil,
+		client: newHTTPClient(), log: log, called: func(string, string) {}, fetching: make(chan struct{}, 1)}
 }
 
-// newHTTPClient returns the client for WeChat. It follows no redirect: the
-// secrets in our URLs and bodies are for WeChat alone.
+// newHTTPClient returns a client that follows no redirect: the secrets in our URLs
+// and bodies are for WeChat alone.
 func newHTTPClient() *http.Client {
 	return &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
-// accessToken returns a token that is good, as far as we know. Callers share one
-// fetch, and its failure for holdOff. While one of them renews a token that is
-// still good, the others go on with it.
+// accessToken returns a token that is valid as far as we know. Callers share one
+// fetch, and its failure for holdOff. While one of them renews a token that is still
+// valid, the others use it.
 func (c *wechat) accessToken(ctx context.Context) (string, error) {
 	t := c.lastToken()
 	if time.Now().Before(t.renew) {
@@ -102,8 +103,8 @@ func (c *wechat) accessToken(ctx context.Context) (string, error) {
 		fetched = t
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.token = fetched
-	c.mu.Unlock()
 	return fetched.value, fetched.err
 }
 
@@ -114,8 +115,8 @@ func (c *wechat) lastToken() accessToken {
 }
 
 // fetchToken asks for the stable token (稳定版接口调用凭据), which many programs can
-// share; where that is not offered, for the plain one, each of which ends the
-// former: replicas would end each other's.
+// share. Where that is not offered, it asks for a plain one, unless there are
+// replicas: each plain token ends the one before.
 func (c *wechat) fetchToken(ctx context.Context) accessToken {
 	got, err := c.call(ctx, "/cgi-bin/stable_token", nil, object{
 		"grant_type": "client_credential", "appid": c.appID, "secret": c.appSecret, "force_refresh": false})
@@ -131,8 +132,8 @@ func (c *wechat) fetchToken(ctx context.Context) accessToken {
 	if err != nil {
 		return accessToken{err: err, renew: now.Add(holdOff)}
 	}
-	// Lives are 300 to 7200 seconds. To believe in less could mean a fetch for
-	// every call; a token that ends early is refused, and renewed then.
+	// Lives are 300 to 7200 seconds. To believe less could mean a fetch for every
+	// call; a token that ends earlier will be refused, and renewed then.
 	life := time.Duration(min(max(got.ExpiresIn, 60), 7200)) * time.Second
 	return accessToken{value: got.AccessToken, fetched: now, expires: now.Add(life),
 		renew: now.Add(life - min(300*time.Second, life/3))}
@@ -146,27 +147,24 @@ func (c *wechat) tokenAge() time.Duration {
 	return 0
 }
 
-// dropToken makes the next caller fetch a token, if the refused one is still
-// the one we have. It is false if that was done within holdOff: then WeChat
-// refuses new tokens too.
+// dropToken makes the next caller fetch a token, if ours is still the refused one. It
+// is false if a token was dropped within holdOff: then WeChat refuses new ones too.
 func (c *wechat) dropToken(refused string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.token.value != refused:
-		return true
-	case time.Since(c.dropped) < holdOff:
-		return false
+	if c.token.value == refused {
+		if time.Since(c.dropped) < holdOff {
+			return false
+		}
+		c.token, c.dropped = accessToken{}, time.Now()
 	}
-	c.token, c.dropped = accessToken{}, time.Now()
 	return true
 }
 
-// createQR makes a parametric QR code (生成带参数的二维码) that lives for ttl. It
-// returns its ticket and what it says. A refused access token is renewed once.
-// Like exchangeCode, it outlives the request that asks for it: a browser that
-// leaves, or our shutdown, must not spoil a code.
-func (c *wechat) createQR(ctx context.Context, scene string, ttl time.Duration) (ticket, says string, err error) {
+// createQR makes a parametric QR code (生成带参数的二维码) that lives for ttl, and returns
+// its ticket and text. A refused access token is renewed once. Like exchangeCode, it
+// outlives its request: a browser that leaves, or our shutdown, must not waste a code.
+func (c *wechat) createQR(ctx context.Context, scene string, ttl time.Duration) (ticket, text string, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	for try := 1; ; try++ {
@@ -192,17 +190,16 @@ func (c *wechat) qrImageURL(ticket string) string {
 	return c.mpBase + "/cgi-bin/showqrcode?ticket=" + url.QueryEscape(ticket)
 }
 
-// authorizeURL returns the page that asks the user for leave and then goes to
-// redirectURI?code=…&state=… (网页授权). The phone shows a blank page if the
-// parameters are in any other order. state is 1 to 128 letters and digits.
+// authorizeURL returns the page that asks the user for permission and then goes to
+// redirectURI?code=…&state=… (网页授权). In any other order of the parameters the
+// phone shows a blank page. state is 1 to 128 letters and digits.
 func (c *wechat) authorizeURL(redirectURI, state string) string {
-	return c.openBase + "/connect/oauth2/authorize?appid=" + url.QueryEscape(c.appID) +
-		"&redirect_uri=" + url.QueryEscape(redirectURI) +
+	return c.openBase + "/connect/oauth2/authorize?appid=" + c.appID + "&redirect_uri=" + url.QueryEscape(redirectURI) +
 		"&response_type=code&scope=" + c.scope + "&state=" + state + "#wechat_redirect"
 }
 
-// exchangeCode returns who is behind an OAuth code (通过code换取网页授权access_token),
-// errSnapshot for a virtual user. A code is good for one exchange.
+// exchangeCode returns the person behind an OAuth code (通过code换取网页授权access_token);
+// its error is errSnapshot for a virtual user. A code is good for one exchange.
 func (c *wechat) exchangeCode(ctx context.Context, code string) (login, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
@@ -220,7 +217,7 @@ func (c *wechat) exchangeCode(ctx context.Context, code string) (login, error) {
 	if c.scope == "snsapi_userinfo" { // 拉取用户信息
 		got, err := c.call(ctx, "/sns/userinfo", url.Values{
 			"access_token": {got.AccessToken}, "openid": {who.OpenID}, "lang": {"zh_CN"}}, nil)
-		if err != nil { // who it is stands; the profile only adorns it
+		if err != nil { // we know who it is all the same
 			c.log.Warn("login without a profile", "err", err, hint(err))
 			return who, nil
 		}
@@ -231,7 +228,7 @@ func (c *wechat) exchangeCode(ctx context.Context, code string) (login, error) {
 
 type object = map[string]any
 
-// An answer is what we read of WeChat's answers, to whichever call.
+// An answer has all that we read of WeChat's answers, whatever the call.
 type answer struct {
 	ErrCode        int     `json:"errcode"`
 	ErrMsg         string  `json:"errmsg"`
@@ -246,10 +243,9 @@ type answer struct {
 	HeadImgURL     string  `json:"headimgurl"`
 }
 
-// call makes a call of WeChat's API: a POST of body as JSON, or a GET if body
-// is nil. Its error is an *apiError, errTimeout or errUnreachable, and free of
-// the URL. Where WeChat is busy, it asks up to three times, but never twice
-// under /sns/, where codes are spent.
+// call makes a call of WeChat's API: a POST of body as JSON, or a GET if body is nil.
+// Its error is an *apiError, errTimeout or errUnreachable, and never holds the URL.
+// It asks a busy WeChat three times, but once under /sns/: a code is good for one call.
 func (c *wechat) call(ctx context.Context, path string, query url.Values, body object) (answer, error) {
 	for try := 1; ; try++ {
 		got, err := c.roundTrip(ctx, path+"?"+query.Encode(), body)
@@ -267,59 +263,52 @@ func (c *wechat) call(ctx context.Context, path string, query url.Values, body o
 		if kindOf(err) != kindBusy || try == 3 || strings.HasPrefix(path, "/sns/") {
 			return got, err
 		}
-		select {
-		case <-time.After(busyPause):
-		case <-ctx.Done():
-			return got, err
-		}
+		time.Sleep(busyPause)
 	}
 }
 
-// roundTrip returns an answer with status 200. The Content-Type is not looked
-// at: WeChat sends JSON as text/plain.
+// roundTrip returns an answer with status 200. It ignores the Content-Type: WeChat
+// sends JSON as text/plain.
 func (c *wechat) roundTrip(ctx context.Context, target string, body object) (got answer, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	method, payload := http.MethodGet, []byte(nil)
 	if body != nil {
 		method = http.MethodPost
-		payload, _ = json.Marshal(body) // ours: nothing in it can fail
+		payload, _ = json.Marshal(body) // cannot fail: it is all strings, numbers and objects
 	}
-	var resp *http.Response
 	req, err := http.NewRequestWithContext(ctx, method, c.apiBase+target, bytes.NewReader(payload))
-	if err == nil {
-		resp, err = c.client.Do(req)
+	if err != nil {
+		return got, withoutURL(err)
 	}
+	resp, err := c.client.Do(req)
 	if err != nil {
 		return got, withoutURL(err)
 	}
 	defer resp.Body.Close()
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound:
+	if resp.StatusCode == http.StatusNotFound {
 		return got, errNoSuchCall
-	default:
+	}
+	if resp.StatusCode != http.StatusOK {
 		return got, fmt.Errorf("HTTP %d", resp.StatusCode)
 	}
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	switch {
-	case len(data) > maxAnswer:
-		err = errors.New("the answer is too large")
-	case err == nil:
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // what is cut off is no JSON
+	if err == nil {
 		err = json.Unmarshal(data, &got)
 	}
 	return got, err
 }
 
-// withoutURL strips an error of the URL that it holds, and so of secrets. Where
-// net/http quotes an answer that it did not understand, that goes too.
+// withoutURL strips an error of net/http of the URL, and so of secrets, and of an
+// answer that it quotes because it did not understand it.
 func withoutURL(err error) error {
 	if withURL, ok := errors.AsType[*url.Error](err); ok {
 		err = withURL.Err
 	}
 	_, isNet := errors.AsType[net.Error](err)
 	_, isCert := errors.AsType[*tls.CertificateVerificationError](err)
-	if isNet || isCert || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, http.ErrSchemeMismatch) {
+	if isNet || isCert || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, http.ErrSchemeMismatch) {
 		return err
 	}
 	return errors.New("not an answer in HTTP")
@@ -344,69 +333,67 @@ type kind string
 const (
 	kindOther   kind = "" // of any other error, too
 	kindBusy    kind = "busy"
-	kindAppID   kind = "appid"
-	kindSecret  kind = "secret"
+	kindAccount kind = "account" // of the appid, the appsecret, and what the account may do
 	kindToken   kind = "token"
 	kindIP      kind = "ip"
 	kindQuota   kind = "quota"
-	kindPace    kind = "pace"
-	kindAccount kind = "account"
 	kindUsed    kind = "used"
 	kindInvalid kind = "invalid"
 )
 
-// sorted returns the kind of an error, by its errcode (全局返回码), and what the
-// operator can do about it, in English and in Chinese, as far as we know.
-func sorted(err error) (k kind, english, chinese string) {
+// meaning returns the kind of an error, by its errcode (全局返回码), and what the
+// operator can do about it, in English and Chinese; "" where we do not know.
+func meaning(err error) (k kind, english, chinese string) {
 	refused, ok := errors.AsType[*apiError](err)
 	if !ok {
 		return kindOther, "", ""
 	}
 	code := refused.code
 	if code == 40001 && strings.HasSuffix(refused.path, "token") {
-		code = 40125 // there is no access token yet that could be refused: it is the appsecret
+		code = 40125 // the call takes no access token: WeChat means the appsecret
 	}
-	switch code {
-	case -1:
-		return kindBusy, "WeChat is busy: try again later", "微信系统繁忙，请稍后再试"
-	case 40013, 40002, 41002:
-		return kindAppID, "set WECHAT_APPID to the appID on the account's page", "请把 WECHAT_APPID 设为公众号页面上的 appID"
-	case 40125, 40243, 41004:
-		return kindSecret, "set WECHAT_APPSECRET to the appsecret on the account's page; is it frozen there?",
-			"请把 WECHAT_APPSECRET 设为公众号页面上的 appsecret；它是否已被冻结？"
-	case 40001, 40014, 42001:
-		return kindToken, "WeChat refuses every access token: does another program fetch them for this appid with /cgi-bin/token?",
-			"微信拒绝所有 access token：是否有其他程序用此 appid 调用 /cgi-bin/token？"
-	case 40164, 61004, 89503:
-		return kindIP, "add this server's IP, which the errmsg names, to the account's IP whitelist (IP白名单); flow B works without",
-			"请把本机的公网 IP 加入公众号的 IP 白名单；方式 B 不受影响"
-	case 45009:
-		return kindQuota, "today's quota of this call is used up; it comes back at midnight in Beijing",
-			"此接口今日的调用次数已用完，北京时间零点恢复"
-	case 45011:
-		return kindPace, "too many calls in a short time: pause", "调用过于频繁，请稍候"
-	case 48001, 50002:
-		return kindAccount, "this needs a verified service account (已认证的服务号) or a test account (测试号)",
-			"需要已认证的服务号或测试号"
-	case 40163:
-		return kindUsed, "the code was used before: the user must start again", "code 已被使用：请用户重新扫码"
-	case 40029, 42003:
-		return kindInvalid, "the code has expired or never was: the user must start again", "code 已过期或无效：请用户重新扫码"
+	for _, known := range []struct {
+		kind             kind
+		codes            []int
+		english, chinese string
+	}{
+		{kindBusy, []int{-1}, "WeChat is busy: try again later", "微信系统繁忙，请稍后再试"},
+		{kindAccount, []int{40013, 40002, 41002}, "set WECHAT_APPID to the appID on the account's page",
+			"请把 WECHAT_APPID 设为公众号页面上的 appID"},
+		{kindAccount, []int{40125, 40243, 41004},
+			"set WECHAT_APPSECRET to the appsecret on the account's page; is it frozen there?",
+			"请把 WECHAT_APPSECRET 设为公众号页面上的 appsecret；它是否已被冻结？"},
+		{kindToken, []int{40001, 40014, 42001},
+			"WeChat refuses every access token: does another program fetch them for this appid with /cgi-bin/token?",
+			"微信拒绝所有 access token：是否有其他程序用此 appid 调用 /cgi-bin/token？"},
+		{kindIP, []int{40164, 61004, 89503}, "add this server's IP, which the errmsg names, to the account's " +
+			"IP whitelist (IP白名单); flow B works without", "请把本机的公网 IP 加入公众号的 IP 白名单；方式 B 不受影响"},
+		{kindQuota, []int{45009}, "today's quota of this call is used up; it comes back at midnight in Beijing",
+			"此接口今日的调用次数已用完，北京时间零点恢复"},
+		{kindQuota, []int{45011}, "too many calls in a short time: pause", "调用过于频繁，请稍候"},
+		{kindAccount, []int{48001, 50002},
+			"this needs a verified service account (已认证的服务号) or a test account (测试号)", "需要已认证的服务号或测试号"},
+		{kindUsed, []int{40163}, "the code was used before: the user must start again", "code 已被使用：请用户重新扫码"},
+		{kindInvalid, []int{40029, 42003},
+			"the code has expired or never was: the user must start again", "code 已过期或无效：请用户重新扫码"},
+	} {
+		if slices.Contains(known.codes, code) {
+			return known.kind, known.english, known.chinese
+		}
 	}
 	return kindOther, "", ""
 }
 
 func kindOf(err error) kind {
-	k, _, _ := sorted(err)
+	k, _, _ := meaning(err)
 	return k
 }
 
-// hint returns what the operator can do about an error, in English, for a log
-// line: where we do not know, it is the empty attribute, which slog leaves out.
+// hint returns, for a log line, what the operator can do about an error, or else the
+// empty attribute, which slog leaves out.
 func hint(err error) slog.Attr {
-	_, english, _ := sorted(err)
-	if english == "" {
-		return slog.Attr{}
+	if _, english, _ := meaning(err); english != "" {
+		return slog.String("hint", english)
 	}
-	return slog.String("hint", english)
+	return slog.Attr{}
 }
