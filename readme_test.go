@@ -97,7 +97,7 @@ func TestREADMEGivesCommandsThatAreUnderstood(t *testing.T) {
 }
 
 func TestREADMENamesPathsThatAreAnswered(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, "FLOWS=scan,auth,code", "API_TOKEN=0123456789abcdef")
 	paths := `((?:GET|POST) /(?:[\w./]*\w)?)|(/(?:wechat|static|demo)/[\w./]*\w|/healthz|/metrics)`
 	forEachREADME(t, func(t *testing.T, text string) {
 		for _, call := range named(t, text, paths) {
@@ -118,7 +118,7 @@ func TestREADMENamesPathsThatAreAnswered(t *testing.T) {
 
 // anInterface is the section on the interface, of a README in either language.
 func anInterface(text string) string {
-	_, text, _ = strings.Cut(text, "| `GET /wechat/getloginqr` |")
+	_, text, _ = strings.Cut(text, "| `GET /wechat/getloginqr`")
 	text, _, _ = strings.Cut(text, "\n[")
 	return text
 }
@@ -126,10 +126,10 @@ func anInterface(text string) string {
 // TestREADMENamesTheFieldsThatAreAnswered goes both ways: what is in an answer
 // is in the section on the interface, and what is in an object there is answered.
 func TestREADMENamesTheFieldsThatAreAnswered(t *testing.T) {
-	w := newWorld(t, "WECHAT_SCOPE=snsapi_userinfo", "CONFIRM=true")
+	w := newWorld(t, "WECHAT_SCOPE=snsapi_userinfo", "CONFIRM=true", "FLOWS=scan,auth,code")
 	fields := make(map[string]any)
 	add := func(out *httptest.ResponseRecorder) { must(t, json.Unmarshal(out.Body.Bytes(), &fields)) }
-	for _, begin := range []string{"getloginqr", "getauthqr"} {
+	for _, begin := range []string{"getloginqr", "getauthqr", "getlogincode"} {
 		add(w.do("GET", "/wechat/"+begin, ""))
 		w.issued = append(w.issued, fields["ticket"].(string))
 	}

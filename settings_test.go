@@ -134,13 +134,13 @@ func TestAllThatIsMissingOrWrongIsSaidAtOnceInBothLanguages(t *testing.T) {
 
 func TestUnknownWordsAreAnsweredWithTheKnownOnes(t *testing.T) {
 	const commands = ": there are check, sign, version and help"
-	const flags = "-addr -allowed-origins -confirm -demo -env -"
+	const flags = "-account -addr -allowed-origins -confirm -demo -env -"
 	for args, want := range map[string]string{
 		"chek": `unknown command "chek"` + commands, "": `unknown command ""` + commands,
 		"-ulr x":          "unknown flag -ulr: there are " + flags,
 		"-appsecret=hush": "unknown flag -appsecret: there are " + flags,
 		"-json":           "unknown flag -json: there are " + flags,
-		"check -jason":    "unknown flag -jason: there are -addr",
+		"check -jason":    "unknown flag -jason: there are -account",
 		"-demo check":     `unknown argument "check": a command goes first, and a flag begins with -`,
 		"-demo -url":      "flag -url: its value is missing or malformed", "---x": "unknown flag -x",
 	} {
