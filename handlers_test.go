@@ -315,6 +315,7 @@ func TestRoutes(t *testing.T) {
 		{"phone's page", "GET", "/static/html/loginfailed.html?reason=used", "", 200, "登录未完成"},
 		{"no listing of static", "GET", "/static/", "", 404, nothing},
 		{"no listing below static", "GET", "/static/html", "", 404, nothing},
+		{"no page that is yet to be filled in", "GET", "/static/index.html", "", 404, nothing},
 		{"no file outside static", "GET", "/static/%2e%2e/main.go", "", 404, nothing},
 		{"unknown path of another method", "POST", "/nothing", "", 404, nothing},
 		{"nothing of the simulator below its path", "GET", "/demo/nothing", "", 404, ""},
