@@ -271,7 +271,7 @@ func (d *doctor) port() {
 		return
 	}
 	d.bad("public_port", "AC",
-		"WeChat pushes to ports 80 and 443 of public addresses alone, and %s is none: wxscan hears of no scan and no message",
+		"WeChat pushes to ports 80 and 443 of public addresses alone, and %s is none: no scan and no message will come",
 		"微信只向公网地址的 80、443 端口推送，而 %s 不是：收不到扫码事件和消息", us)
 }
 
