@@ -2,9 +2,17 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"net/http"
 )
+
+// beginAuth begins flow B. It asks nothing of WeChat.
+func (s *server) beginAuth(w http.ResponseWriter, r *http.Request) error {
+	ticket := rand.Text()
+	qr := s.wechat.authorizeURL(s.config.publicURL+"/wechat/accessusercode", digest(ticket).String())
+	return s.begin(w, r, flowAuth, qrAnswer{Ticket: ticket, URL: qr})
+}
 
 // callback is where the phone comes back to from the authorize page of flow B.
 func (s *server) callback(w http.ResponseWriter, r *http.Request) error {

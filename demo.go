@@ -312,7 +312,8 @@ func (d *demo) chat(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		status, shown = http.StatusBadRequest, err.Error()
 	}
-	d.config.writePage(w, status, "static/demo/phone.html", "Site", d.config.site(), "Asks", "code", "Reply", bubble(shown))
+	d.config.writePage(w, status, "static/demo/phone.html",
+		"Site", d.config.site(), "Asks", "code", "Reply", bubble(shown))
 }
 
 // scan is the phone for curl: it scans the QR code of a live ticket, or sends its

@@ -7,12 +7,9 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math"
 	"net/http"
-	"path"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -185,60 +182,6 @@ func nothing(mux *http.ServeMux, w http.ResponseWriter, r *http.Request) error {
 	return errMethod
 }
 
-// guard sets the security headers of every answer, keeps other sites from what
-// changes state, and lets the front ends of ALLOWED_ORIGINS use what a login takes.
-func (s *server) guard(mux *http.ServeMux) http.Handler {
-	protection := http.NewCrossOriginProtection()
-	protection.AddInsecureBypassPattern("POST /wechat/message") // signed, and WeChat is no browser
-	protection.AddInsecureBypassPattern("POST /api/wechat")
-	if own, err := parseOrigin(s.config.publicURL); err == nil {
-		protection.AddTrustedOrigin(own) // a proxy may have changed the Host
-	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		header := w.Header()
-		header.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-		header.Set("X-Content-Type-Options", "nosniff")
-		header.Set("Referrer-Policy", "same-origin") // no-referrer would make the Origin of our own forms null
-		header.Set("Cache-Control", "no-store")
-		if s.config.tlsCert != "" { // else it is for the proxy to say
-			header.Set("Strict-Transport-Security", "max-age=31536000")
-		}
-		if len(s.config.allowedOrigins) > 0 && s.allow(w, r) {
-			return
-		}
-		if err := protection.Check(r); err != nil {
-			_, r.Pattern = mux.Handler(r)
-			s.fail(w, r, fmt.Errorf("%w: %w", errCrossOrigin, err))
-			return
-		}
-		mux.ServeHTTP(w, r)
-	})
-}
-
-// allow tells browsers which origins may read an answer. It is true if a
-// browser's question about that (a preflight) is thereby answered.
-func (s *server) allow(w http.ResponseWriter, r *http.Request) bool {
-	switch r.URL.Path {
-	case "/wechat/getloginqr", "/wechat/getauthqr", "/wechat/getlogincode", "/wechat/checklogin", "/wechat/session":
-	default:
-		return false
-	}
-	w.Header().Set("Vary", "Origin")
-	origin := r.Header.Get("Origin")
-	if !slices.Contains(s.config.allowedOrigins, origin) {
-		return false
-	}
-	w.Header().Set("Access-Control-Allow-Origin", origin)
-	w.Header().Set("Access-Control-Allow-Credentials", "true")
-	if r.Method != http.MethodOptions {
-		return false
-	}
-	w.Header().Set("Access-Control-Allow-Headers", "Authorization")
-	w.Header().Set("Access-Control-Max-Age", "600")
-	w.WriteHeader(http.StatusNoContent)
-	return true
-}
-
 // limited lets no client through to h too often.
 func (s *server) limited(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
@@ -257,20 +200,6 @@ func (s *server) pass(l *limiter, w http.ResponseWriter, r *http.Request) error 
 		return errRateLimited
 	}
 	return nil
-}
-
-// notElsewhere lets no page of another site through to h, unless its origin is
-// allowed: a picture there would spend our tickets, and WeChat's daily quota.
-func (s *server) notElsewhere(h handler) handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		switch r.Header.Get("Sec-Fetch-Site") {
-		case "cross-site", "same-site":
-			if !slices.Contains(s.config.allowedOrigins, r.Header.Get("Origin")) {
-				return errCrossOrigin
-			}
-		}
-		return h(w, r)
-	}
 }
 
 // refuseHEAD is for what answers GET alone.
@@ -302,13 +231,6 @@ func (s *server) beginScan(w http.ResponseWriter, r *http.Request) error {
 	return s.begin(w, r, flowScan, qrAnswer{Ticket: ticket, URL: qr, WeChatQRURL: s.wechat.qrImageURL(wechatTicket)})
 }
 
-// beginAuth begins flow B. It asks nothing of WeChat.
-func (s *server) beginAuth(w http.ResponseWriter, r *http.Request) error {
-	ticket := rand.Text()
-	qr := s.wechat.authorizeURL(s.config.publicURL+"/wechat/accessusercode", digest(ticket).String())
-	return s.begin(w, r, flowAuth, qrAnswer{Ticket: ticket, URL: qr})
-}
-
 // begin gives a browser its ticket.
 func (s *server) begin(w http.ResponseWriter, r *http.Request, flow flow, answer qrAnswer) error {
 	if err := s.tickets.begin(r.Context(), answer.Ticket, flow, answer.URL, s.asker(r)); err != nil {
@@ -317,40 +239,6 @@ func (s *server) begin(w http.ResponseWriter, r *http.Request, flow flow, answer
 	answer.QRURL = s.config.publicURL + "/wechat/qr.png?ticket=" + answer.Ticket
 	answer.ExpiresIn = int(s.config.ttl.Seconds())
 	return writeJSON(w, http.StatusOK, answer)
-}
-
-// draw shows the QR code of a live ticket, as a picture or as text. Drawing costs
-// milliseconds: the browser keeps what it got, and nobody gets it too often.
-func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
-	query := r.URL.Query()
-	ticket, err := s.tickets.look(r.Context(), digest(query.Get("ticket")))
-	if err != nil {
-		return err
-	}
-	if ticket.Status == statusExpired || ticket.Flow == flowCode {
-		return errNothingHere
-	}
-	if err := s.pass(s.viewers, w, r); err != nil {
-		return err
-	}
-	var contentType string
-	var picture []byte
-	switch path.Ext(r.URL.Path) {
-	case ".txt":
-		contentType = plainText
-		picture, err = qrText(ticket.QR, query.Get("invert") == "1")
-	case ".svg":
-		contentType = "image/svg+xml"
-		picture, err = qrSVG(ticket.QR)
-	default:
-		contentType = "image/png"
-		picture, err = qrPNG(ticket.QR)
-	}
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Cache-Control", fmt.Sprintf("private, max-age=%d", int(ticket.left().Seconds())))
-	return write(w, http.StatusOK, contentType, picture)
 }
 
 // poll answers where a login stands: at once, or with wait=S as soon as there is
@@ -439,19 +327,6 @@ func (s *server) logout(w http.ResponseWriter, r *http.Request) error {
 	http.SetCookie(w, s.signer.cookie(""))
 	w.WriteHeader(http.StatusNoContent)
 	return nil
-}
-
-func (s *server) health(w http.ResponseWriter, r *http.Request) error {
-	return write(w, http.StatusOK, plainText, []byte("ok"))
-}
-
-// ready tells a balancer whether logins can be kept: with REDIS_URL they cannot
-// while Redis is away.
-func (s *server) ready(w http.ResponseWriter, r *http.Request) error {
-	if err := s.tickets.records.ready(); errors.Is(err, errStoreUnavailable) {
-		return err
-	}
-	return s.health(w, r)
 }
 
 // fail answers a request that its handler gave up, and logs it. Clients get a

@@ -83,3 +83,16 @@ func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
 	gauge("wxscan_access_token_age_seconds", "Age of the access token; 0 without one.", s.wechat.tokenAge().Seconds())
 	return write(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", page.Bytes())
 }
+
+func (s *server) health(w http.ResponseWriter, r *http.Request) error {
+	return write(w, http.StatusOK, plainText, []byte("ok"))
+}
+
+// ready tells a balancer whether logins can be kept: with REDIS_URL they cannot
+// while Redis is away.
+func (s *server) ready(w http.ResponseWriter, r *http.Request) error {
+	if err := s.tickets.records.ready(); errors.Is(err, errStoreUnavailable) {
+		return err
+	}
+	return s.health(w, r)
+}

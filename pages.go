@@ -9,6 +9,7 @@ import (
 	"html"
 	"net/http"
 	"net/url"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -110,4 +111,38 @@ func returnTo(rawQuery string) string {
 		return ""
 	}
 	return path
+}
+
+// draw shows the QR code of a live ticket, as a picture or as text. Drawing costs
+// milliseconds: the browser keeps what it got, and nobody gets it too often.
+func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
+	query := r.URL.Query()
+	ticket, err := s.tickets.look(r.Context(), digest(query.Get("ticket")))
+	if err != nil {
+		return err
+	}
+	if ticket.Status == statusExpired || ticket.Flow == flowCode {
+		return errNothingHere
+	}
+	if err := s.pass(s.viewers, w, r); err != nil {
+		return err
+	}
+	var contentType string
+	var picture []byte
+	switch path.Ext(r.URL.Path) {
+	case ".txt":
+		contentType = plainText
+		picture, err = qrText(ticket.QR, query.Get("invert") == "1")
+	case ".svg":
+		contentType = "image/svg+xml"
+		picture, err = qrSVG(ticket.QR)
+	default:
+		contentType = "image/png"
+		picture, err = qrPNG(ticket.QR)
+	}
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Cache-Control", fmt.Sprintf("private, max-age=%d", int(ticket.left().Seconds())))
+	return write(w, http.StatusOK, contentType, picture)
 }

@@ -336,7 +336,8 @@ func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) s
 	}
 	if values["FLOWS"] == string(flowCode) { // which asks nothing of WeChat; but what is sealed names the appid
 		settings = slices.DeleteFunc(settings, func(s setting) bool {
-			return values[s.env] == "" && (s.env == "WECHAT_APPSECRET" || s.env == "WECHAT_APPID" && values["WECHAT_AES_KEY"] == "")
+			needless := s.env == "WECHAT_APPSECRET" || s.env == "WECHAT_APPID" && values["WECHAT_AES_KEY"] == ""
+			return needless && values[s.env] == ""
 		})
 	}
 	err = take(settings, values, l, conflicts)
