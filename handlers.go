@@ -21,23 +21,14 @@ const (
 	maxBody = 64 << 10 // bytes; a push has less than one KiB
 
 	plainText = "text/plain; charset=utf-8"
-
-	// forwardedHeader says "missing" in the answer to a signed URL check that came
-	// from loopback without X-Forwarded-For. It is for wxscan check.
-	forwardedHeader = "X-Wxscan-Forwarded-For"
 )
 
 var (
-	errSignature   = errors.New("bad signature")
-	errTooLarge    = errors.New("body too large")
-	errPush        = errors.New("not a push")
 	errNothingHere = errors.New("nothing here")
 	errRateLimited = errors.New("too many requests")
 	errNoTicket    = errors.New("no ticket")
-	errNotTaken    = errors.New("push not taken")
 	errMethod      = errors.New("no such method here")
 	errCrossOrigin = errors.New("from another site")
-	errGuessing    = errors.New("too many bad signatures")
 )
 
 // A server answers browsers, phones and WeChat.

@@ -19,6 +19,18 @@ import (
 	"time"
 )
 
+// forwardedHeader says "missing" in the answer to a signed URL check that came
+// from loopback without X-Forwarded-For. It is for wxscan check.
+const forwardedHeader = "X-Wxscan-Forwarded-For"
+
+var (
+	errSignature = errors.New("bad signature")
+	errTooLarge  = errors.New("body too large")
+	errPush      = errors.New("not a push")
+	errNotTaken  = errors.New("push not taken")
+	errGuessing  = errors.New("too many bad signatures")
+)
+
 // An event is a push of WeChat's (接收事件推送), as far as we use it.
 type event struct {
 	XMLName      xml.Name `xml:"xml"`

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// localRecords are the records of at most max tickets, finished ones too, in a map.
+type localRecords struct {
+	max   int64
+	count atomic.Int64 // of records
+	byKey sync.Map     // *record
+}
+
+func (m *localRecords) ready() error {
+	if m.count.Load() >= m.max {
+		return errTooManyTickets
+	}
+	return nil
+}
+
+func (m *localRecords) add(_ context.Context, k key, r *record) (bool, error) {
+	if m.count.Add(1) > m.max {
+		m.count.Add(-1)
+		return false, errTooManyTickets
+	}
+	_, known := m.byKey.LoadOrStore(k, r)
+	if known {
+		m.count.Add(-1)
+	}
+	return !known, nil
+}
+
+func (m *localRecords) get(_ context.Context, k key) (*record, error) {
+	v, _ := m.byKey.Load(k)
+	r, _ := v.(*record)
+	return r, nil
+}
+
+func (m *localRecords) swap(_ context.Context, k key, old, next *record) (bool, error) {
+	return m.byKey.CompareAndSwap(k, old, next), nil
+}
+
+// sweep forgets the records that have ended, every sweepEvery until ctx ends, and
+// tells event of those with which nobody has logged in.
+func (m *localRecords) sweep(ctx context.Context, event func(key, record)) {
+	for tick := time.Tick(sweepEvery); ; {
+		select {
+		case <-tick:
+		case <-ctx.Done():
+			return
+		}
+		for k, v := range m.byKey.Range {
+			r := v.(*record)
+			if r.left() > 0 || !m.byKey.CompareAndDelete(k, r) {
+				continue
+			}
+			m.count.Add(-1)
+			if r.waits() {
+				expired := *r
+				expired.Status = statusExpired
+				event(k.(key), expired)
+			}
+		}
+	}
+}
