@@ -60,7 +60,7 @@ func phoneFailed(w http.ResponseWriter, r *http.Request, reason string) error {
 func (s *server) redeem(r *http.Request, k key, code string) (ticket record, reason string) {
 	ctx := r.Context()
 	asker := client(r, s.config.trusted)
-	if s.badCodes.full(shares(asker)...) {
+	if s.codeLimit.full(shares(asker)...) {
 		return record{}, string(outcomeUnavailable)
 	}
 	ticket, first, err := s.tickets.claim(ctx, k, code)
@@ -69,7 +69,7 @@ func (s *server) redeem(r *http.Request, k key, code string) (ticket record, rea
 	case first:
 		who, came := s.exchange(ctx, code)
 		if came == outcomeExpired {
-			s.badCodes.pass(shares(asker)...)
+			s.codeLimit.pass(shares(asker)...)
 		}
 		ticket, err = s.tickets.settle(context.WithoutCancel(ctx), k, code, came, who)
 	case !tried:
@@ -95,7 +95,7 @@ func (s *server) exchange(ctx context.Context, code string) (login, outcome) {
 	if err == nil {
 		return who, outcomeLogin
 	}
-	if s.talk.pass(one("callback")) == 0 {
+	if s.logLimit.pass(one("callback")) == 0 {
 		s.log.Warn("no login by web authorization", "err", err, hint(err))
 	}
 	switch {

@@ -25,7 +25,8 @@ type codeTicket struct {
 
 func (w *world) beginCode(t testing.TB) (begun codeTicket) {
 	t.Helper()
-	out := w.do("GET", "/wechat/getlogincode", "", "peer", fmt.Sprintf("198.51.%d.%d:1", len(w.issued)/200, len(w.issued)%200))
+	out := w.do("GET", "/wechat/getlogincode", "", "peer", fmt.Sprintf("198.51.%d.%d:1", len(w.issued)/200,
+		len(w.issued)%200))
 	if err := json.Unmarshal(out.Body.Bytes(), &begun); err != nil || out.Code != 200 {
 		t.Fatalf("getlogincode: %d %s", out.Code, out.Body)
 	}
@@ -80,7 +81,8 @@ func (w *world) user(t testing.TB, code, authorization string) (answer struct {
 // eachStore runs a test in both modes, on memory and, without a bubble, on Redis.
 func eachStore(t *testing.T, test func(t *testing.T, w *world), settings ...string) {
 	for mode, key := range map[string]string{"plain": "", "sealed": docKey} {
-		settings := append([]string{"FLOWS=scan,code", "API_TOKEN=" + testAPIToken, "WECHAT_AES_KEY=" + key}, settings...)
+		settings := append([]string{"FLOWS=scan,code", "API_TOKEN=" + testAPIToken, "WECHAT_AES_KEY=" + key},
+			settings...)
 		t.Run(mode+" on memory", func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { test(t, newWorld(t, settings...)) })
 		})
@@ -100,7 +102,8 @@ func TestDigitsThatAreSentLogIn(t *testing.T) {
 			func(s string) string { return strings.Map(func(c rune) rune { return c - '0' + '０' }, s) },
 		} {
 			begun, other := w.beginCode(t), w.beginCode(t)
-			if !regexp.MustCompile(`^\d{6}$`).MatchString(begun.Code) || begun.Code == other.Code || begun.ExpiresIn != 300 ||
+			if !regexp.MustCompile(`^\d{6}$`).MatchString(begun.Code) || begun.Code == other.Code ||
+				begun.ExpiresIn != 300 ||
 				!strings.HasSuffix(begun.QRURL, "/qr/code?username=gh_0123456789ab") {
 				t.Errorf("%+v", begun)
 			}
@@ -135,7 +138,8 @@ func TestSimulatedPhoneSendsTheDigits(t *testing.T) {
 	if got := w.check(t, begun.Ticket, ""); got.OpenID != "bob" || !strings.Contains(out.Body.String(), "您已登录") {
 		t.Errorf("%+v, %s", got, out.Body)
 	}
-	if out = w.submit("/demo/chat", "openid", "carol", "event", "subscribe"); !strings.Contains(out.Body.String(), "六位数字") {
+	if out = w.submit("/demo/chat", "openid", "carol", "event", "subscribe"); !strings.Contains(out.Body.String(),
+		"六位数字") {
 		t.Errorf("who follows is told %s", out.Body)
 	}
 	for path, want := range map[string]int{"gh_0123456789ab": 200, "other": 404} {
@@ -172,7 +176,8 @@ func TestAMessageThatComesAgainLogsInOnceAndNobodyElse(t *testing.T) {
 	eachStore(t, func(t *testing.T, w *world) {
 		begun := w.beginCode(t)
 		message := func(code string) string { // as WeChat pushes it again: with a signature of its own
-			body := fmt.Sprintf("<xml><ToUserName>gh_1</ToUserName><FromUserName>alice</FromUserName><CreateTime>1</CreateTime>"+
+			body := fmt.Sprintf("<xml><ToUserName>gh_1</ToUserName><FromUserName>alice</FromUserName>"+
+				"<CreateTime>1</CreateTime>"+
 				"<MsgType>text</MsgType><Content>%s</Content><MsgId>77</MsgId></xml>", code)
 			if w.config.aesKey == nil {
 				return w.deliver(t, "/wechat/message", mustQuery(t, w.signed()), []byte(body))
@@ -296,7 +301,8 @@ func TestDigitsAreNoTickets(t *testing.T) {
 	w := newWorld(t, "FLOWS=code", "API_TOKEN="+testAPIToken)
 	begun := w.beginCode(t)
 	code := firstLine(w.say(t, "alice", "login"))
-	for _, text := range []string{begun.Code, "digits " + begun.Code, code, "code " + code, "sender alice", "scene code"} {
+	for _, text := range []string{begun.Code, "digits " + begun.Code, code, "code " + code, "sender alice",
+		"scene code"} {
 		if got := w.check(t, text, ""); got.Status != statusExpired {
 			t.Errorf("a poll for %q: %+v", text, got)
 		}
@@ -322,7 +328,8 @@ func TestLoginCodeIsAskedForAsQRCodesAre(t *testing.T) {
 		{"HEAD", "", "", 405}, {"POST", "", "", 405}, {"GET", "cross-site", "", 403}, {"GET", "same-site", "", 403},
 		{"GET", "same-origin", "", 200}, {"GET", "cross-site", "https://app.example.com", 200}, {"GET", "", "", 429},
 	} {
-		out := w.do(test.method, "/wechat/getlogincode", "", "Sec-Fetch-Site", test.site, "Origin", test.origin, "peer", "203.0.113.1:1")
+		out := w.do(test.method, "/wechat/getlogincode", "", "Sec-Fetch-Site", test.site, "Origin", test.origin, "peer",
+			"203.0.113.1:1")
 		if out.Code != test.want {
 			t.Errorf("%+v: %d", test, out.Code)
 		}
@@ -385,7 +392,8 @@ func TestClientOfWeChatServer(t *testing.T) {
 			{"the code", code, testAPIToken, "", "alice", true},
 			{"used code", code, "Bearer " + testAPIToken, "", "", true},
 		} {
-			if got := w.user(t, test.code, test.authorization); got.Success != test.success || got.Message != test.message || got.Data != test.data {
+			if got := w.user(t, test.code, test.authorization); got.Success != test.success ||
+				got.Message != test.message || got.Data != test.data {
 				t.Errorf("%s: %+v", test.name, got)
 			}
 		}
@@ -478,7 +486,8 @@ func TestWithoutAPITokenThereIsNoSuchProtocol(t *testing.T) {
 			t.Errorf("%s: %d", path, out.Code)
 		}
 	}
-	if _, err := parseConfig(nil, with("API_TOKEN=fifteen-of-them"), t.Output()); err == nil || strings.Contains(err.Error(), "fifteen") {
+	if _, err := parseConfig(nil, with("API_TOKEN=fifteen-of-them"), t.Output()); err == nil ||
+		strings.Contains(err.Error(), "fifteen") {
 		t.Errorf("a short token: %v", err)
 	}
 }

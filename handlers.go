@@ -33,37 +33,38 @@ var (
 
 // A server answers browsers, phones and WeChat.
 type server struct {
-	config   config
-	log      *slog.Logger
-	tickets  *store
-	local    *localRecords // where the tickets are without REDIS_URL
-	redis    *redis        // and with it, else nil
-	wechat   *wechat
-	pushes   *pushGuard
-	guesses  *guessGuard
-	askers   *limiter    // who asks for QR codes, by client
-	viewers  *limiter    // who has them drawn, by client
-	badCodes *limiter    // OAuth codes that WeChat calls invalid, by client
-	mistypes *guessGuard // digits that are nobody's, by sender
-	codes    *limiter    // codes that are sent, by sender
-	misses   *limiter    // wrong codes of wechat-server's clients
-	talk     *limiter    // log lines that strangers can cause, by kind
-	signer   *signer
-	parked   parking // polls
-	metrics  metrics
-	demo     http.Handler // the simulator, or nil
+	config       config
+	log          *slog.Logger
+	tickets      *store
+	local        *localRecords // where the tickets are without REDIS_URL
+	redis        *redis        // and with it, else nil
+	wechat       *wechat
+	pushes       *pushGuard
+	guesses      *guessGuard
+	qrLimit      *limiter    // who asks for QR codes, by client
+	pictureLimit *limiter    // who has them drawn, by client
+	codeLimit    *limiter    // OAuth codes that WeChat calls invalid, by client
+	mistypes     *guessGuard // digits that are nobody's, by sender
+	codes        *limiter    // codes that are sent, by sender
+	misses       *limiter    // wrong codes of wechat-server's clients
+	logLimit     *limiter    // log lines that strangers can cause, by kind
+	signer       *signer
+	parked       parking // polls
+	metrics      metrics
+	demo         http.Handler // the simulator, or nil
 }
 
 func newServer(config config, log *slog.Logger) *server {
 	s := &server{config: config, log: log,
-		local:  &localRecords{max: int64(config.maxTickets)},
-		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID, ttl: config.sessionTTL, allowedOrigins: config.allowedOrigins},
+		local: &localRecords{max: int64(config.maxTickets)},
+		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID,
+			ttl: config.sessionTTL, allowedOrigins: config.allowedOrigins},
 		wechat: newWeChat(&config, log),
-		pushes: newPushGuard(config.maxSkew), guesses: newGuessGuard(maxWrong, maxAllWrong, time.Minute), askers: newLimiter(config.qrRate), viewers: newLimiter(10 * config.qrRate),
-		badCodes: newLimiter(10), talk: newLimiter(600),
+		pushes: newPushGuard(config.maxSkew), guesses: newGuessGuard(maxWrong, maxAllWrong, time.Minute),
+		qrLimit: newLimiter(config.qrRate), pictureLimit: newLimiter(10 * config.qrRate),
+		codeLimit: newLimiter(10), logLimit: newLimiter(600), metrics: metrics{counts: make(map[string]int)},
 		mistypes: newGuessGuard(maxMistypes, maxAllMistypes, 10*time.Minute),
-		codes:    newLimiter(maxCodesSent), misses: newLimiter(maxMisses),
-		metrics: metrics{counts: make(map[string]int)}}
+		codes:    newLimiter(maxCodesSent), misses: newLimiter(maxMisses)}
 	s.tickets = newStore(config.ttl, s.local)
 	if config.redisURL != nil {
 		s.redis = newRedis(config.redisURL, config.redisCA, config.redisPrefix, log)
@@ -176,7 +177,7 @@ func nothing(mux *http.ServeMux, w http.ResponseWriter, r *http.Request) error {
 // limited lets no client through to h too often.
 func (s *server) limited(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		if err := s.pass(s.askers, w, r); err != nil {
+		if err := s.pass(s.qrLimit, w, r); err != nil {
 			return err
 		}
 		return h(w, r)
@@ -284,7 +285,8 @@ func (s *server) answerPoll(w http.ResponseWriter, k key, ticket record, mayKeep
 	case statusDone:
 		answer.login = ticket.Login
 		var err error
-		if answer.Token, err = s.signer.sign(ticket.Login, ticket.Since, digest("session of "+k.String()).String()); err != nil {
+		id := digest("session of " + k.String()).String()
+		if answer.Token, err = s.signer.sign(ticket.Login, ticket.Since, id); err != nil {
 			return err
 		}
 		if mayKeep {
@@ -372,7 +374,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.Is(err, errStoreUnavailable) {
 		level = slog.LevelDebug // the store has said so, once
 	}
-	if s.talk.pass(one(answer.Error)) == 0 {
+	if s.logLimit.pass(one(answer.Error)) == 0 {
 		s.log.Log(r.Context(), level, "request failed", "route", r.Pattern, "status", status, "err", err, hint(err))
 	}
 	writeJSON(w, status, answer)

@@ -258,7 +258,8 @@ func pushXML(openID, eventName, key, ticket string) string {
 
 func TestRoutes(t *testing.T) {
 	const policy, pagePolicy = "default-src 'none'; frame-ancestors 'none'", "default-src 'none'; " +
-		"script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' https://*.qlogo.cn http://127.0.0.1:80; " +
+		"script-src 'self'; style-src 'self'; connect-src 'self'; " +
+		"img-src 'self' https://*.qlogo.cn http://127.0.0.1:80; " +
 		"form-action 'self'; base-uri 'none'; frame-src 'self'; frame-ancestors 'self'"
 	const nothing = `application/json {"error":"not_found","message":"there is nothing here, or no longer"}`
 	const badMethod = ` application/json {"error":"method_not_allowed","message":"not with this method; Allow says`

@@ -74,7 +74,9 @@ func (l *limiter) wait(shares ...share) (wait time.Duration) {
 // prune forgets who has not passed for a window; and an arbitrary tenth of the
 // others where that leaves no room. l.mu is held.
 func (l *limiter) prune(now time.Time) {
-	maps.DeleteFunc(l.passed, func(_ string, times []time.Time) bool { return now.Sub(times[len(times)-1]) >= l.window })
+	maps.DeleteFunc(l.passed, func(_ string, times []time.Time) bool {
+		return now.Sub(times[len(times)-1]) >= l.window
+	})
 	if len(l.passed) >= maxKeys {
 		maps.DeleteFunc(l.passed, func(string, []time.Time) bool { return len(l.passed) > maxKeys*9/10 })
 	}
@@ -117,8 +119,8 @@ func client(r *http.Request, trusted []netip.Prefix) netip.Addr {
 		if hop = strings.TrimSpace(hop); hop == "" {
 			continue // lists may have empty elements: RFC 9110, 5.6.1.2
 		}
-		isProxy := addr.IsLoopback() || slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(addr) })
-		if !isProxy {
+		isTrusted := slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(addr) })
+		if !isTrusted && !addr.IsLoopback() {
 			break
 		}
 		withPort, err := netip.ParseAddrPort(hop)

@@ -29,7 +29,7 @@ func (m *metrics) count(format string, args ...any) {
 // logEvent logs and counts the new status of a ticket. The first digits of its key
 // tie the lines of one login together.
 func (s *server) logEvent(k key, r record) {
-	if s.talk.pass(one(string(r.Status))) == 0 {
+	if s.logLimit.pass(one(string(r.Status))) == 0 {
 		s.log.Info("login "+string(r.Status), "login", k.String()[:8], "flow", r.Flow)
 	}
 	switch r.Status {

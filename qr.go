@@ -31,8 +31,9 @@ func qrSVG(text string) ([]byte, error) {
 	}
 	modules := q.Bitmap() // with the border
 	size := len(modules)
-	svg := fmt.Appendf(nil, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %[1]d %[1]d" shape-rendering="crispEdges">`+
-		`<path fill="#fff" d="M0 0h%[1]dv%[1]dH0z"/><path d="`, size)
+	svg := fmt.Appendf(nil,
+		`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %[1]d %[1]d" shape-rendering="crispEdges">`+
+			`<path fill="#fff" d="M0 0h%[1]dv%[1]dH0z"/><path d="`, size)
 	for y, row := range modules {
 		for x := 0; x < size; x++ {
 			start := x

@@ -194,7 +194,8 @@ func TestRedisURLNamesServerUserAndDatabase(t *testing.T) {
 
 func TestMalformedRedisURLIsRefusedWithoutItsPassword(t *testing.T) {
 	for _, text := range []string{
-		"", "secret", "http://:secret@h", "redis:h", "redis://", "redis://:secret@", "redis://secret@h", "redis://h:secret",
+		"", "secret", "http://:secret@h", "redis:h", "redis://", "redis://:secret@", "redis://secret@h",
+		"redis://h:secret",
 		"redis://h/secret", "redis://h/-1", "redis://h?db=1", "redis://:secret%zz@h", "redis://:sec#ret@h",
 		"redis://:sec/ret@h", "redis://:sec?ret@h", "redis://:secret@h:999999", "redis://:secret@h/1/2", "redis://h h",
 		"redis://:@h", " redis://h", "redis://h\n", "redis://:secret@a,b", "redis://[::1",
@@ -215,7 +216,8 @@ func TestRedisGivesOneNameToOneValue(t *testing.T) {
 	}
 	odd := []byte("\r\n$-1\r\n\x00\xff")
 	for i, value := range [][]byte{odd, odd, []byte("b")} { // the second is the first again, after a lost answer
-		if earlier, err := r.first(ctx, "a", value, time.Minute); (earlier == nil) != (i == 0) || i > 0 && !bytes.Equal(earlier, odd) || err != nil {
+		if earlier, err := r.first(ctx, "a", value, time.Minute); (earlier == nil) != (i == 0) || i > 0 &&
+			!bytes.Equal(earlier, odd) || err != nil {
 			t.Errorf("%d: %q, %v", i, earlier, err)
 		}
 	}
@@ -290,7 +292,8 @@ func TestARecordOfAnotherVersionCanBeSwapped(t *testing.T) {
 	server := startRedis(t)
 	r, _ := server.client()
 	s, k := newStore(time.Minute, r), digest("t")
-	record := fmt.Appendf(nil, `{"New":[1], "Status":"pending","Flow":"scan","Ends":%q}`, time.Now().Add(time.Minute).Format(time.RFC3339Nano))
+	record := fmt.Appendf(nil, `{"New":[1], "Status":"pending","Flow":"scan","Ends":%q}`,
+		time.Now().Add(time.Minute).Format(time.RFC3339Nano))
 	_, err := r.first(t.Context(), k.String(), record, time.Minute)
 	must(t, err)
 	inTime(t, 5*time.Second, "the scan", func() {
@@ -592,7 +595,8 @@ func TestWhatIsNotRedisFailsWithinItsTime(t *testing.T) {
 	for _, answer := range []string{
 		"", "HTTP/1.1 400 Bad Request\r\n\r\n", "$536870912\r\n", "$9223372036854775808\r\n", "$-2\r\n", "$1048577\r\n",
 		"*1000000\r\n", "*0\r\n", "*-1\r\n", "*2\r\n$1\r\na\r\n", "$5\r\nab", "$2\r\nabcd", "+OK\n", "\r\n", "+OK",
-		"*3\r\n*3\r\n+a\r\n+b\r\n+c\r\n+d\r\n+e\r\n", "*1\r\n-ERR no\r\n", ":" + strings.Repeat("1", 5000), "\x00\xff\r\n",
+		"*3\r\n*3\r\n+a\r\n+b\r\n+c\r\n+d\r\n+e\r\n", "*1\r\n-ERR no\r\n", ":" + strings.Repeat("1", 5000),
+		"\x00\xff\r\n",
 		"*2\r\n+a\r\n+b\r\n", "-LOADING Redis is loading the dataset in memory\r\n",
 	} {
 		for _, silent := range []bool{false, true} { // after its answer
@@ -606,7 +610,8 @@ func TestWhatIsNotRedisFailsWithinItsTime(t *testing.T) {
 				})
 				start := time.Now()
 				value, err := r.read(t.Context(), "a")
-				if value != nil || !errors.Is(err, errStoreUnavailable) || time.Since(start) > redisTimeout || r.ready() == nil {
+				if value != nil || !errors.Is(err, errStoreUnavailable) || time.Since(start) > redisTimeout ||
+					r.ready() == nil {
 					t.Errorf("%q: %q, %v after %v", answer, value, err, time.Since(start))
 				}
 			})
@@ -680,7 +685,8 @@ func TestASubscriptionThatHearsNotEvenOfChecksIsReplaced(t *testing.T) {
 			io.WriteString(conn, "*3\r\n$9\r\nsubscribe\r\n$14\r\nwxscan:changed\r\n:1\r\n")
 			for range 3 {
 				time.Sleep(redisCheckEvery)
-				if _, err := io.WriteString(conn, "*3\r\n$7\r\nmessage\r\n$14\r\nwxscan:changed\r\n$7\r\ncheck:X\r\n"); err != nil {
+				if _, err := io.WriteString(conn,
+					"*3\r\n$7\r\nmessage\r\n$14\r\nwxscan:changed\r\n$7\r\ncheck:X\r\n"); err != nil {
 					return
 				}
 			}
@@ -723,7 +729,8 @@ func TestASubscriptionHearsOfItsOwnChecks(t *testing.T) {
 
 func FuzzReaderOfRedis(f *testing.F) {
 	for _, seed := range []string{"+OK\r\n", ":1\r\n", "$-1\r\n", "$0\r\n\r\n", "$2\r\nab\r\n", "-ERR x\r\n",
-		"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nk\r\n", "*3\r\n*3\r\n+a\r\n+b\r\n+c\r\n+d\r\n+e\r\n", "$536870912\r\n"} {
+		"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nk\r\n", "*3\r\n*3\r\n+a\r\n+b\r\n+c\r\n+d\r\n+e\r\n",
+		"$536870912\r\n"} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

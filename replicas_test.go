@@ -31,7 +31,8 @@ func TestWhatHoldsInMemoryHoldsInRedis(t *testing.T) {
 		TestLogin, TestCallback, TestPollWakesAtTheScan, TestMadeUpCodesDenyNobodyTheLogin,
 		TestAPhotographOfTheCodeTakesNoLogin, TestOneSignatureCarriesOneBody, TestAPushIsMatchedByItsScene,
 		TestPassiveReplyGoesToTheFirstWhoHasScanned,
-		TestNobodyIsLoggedInBeforeThePhoneConfirms, TestASecondScanChangesNoClaim, TestThePhoneMayComeBackWhileItIsAsked,
+		TestNobodyIsLoggedInBeforeThePhoneConfirms, TestASecondScanChangesNoClaim,
+		TestThePhoneMayComeBackWhileItIsAsked,
 		TestACallbackOpenedAgainTellsWhatWasDecided, TestClaimExpiresWithItsTicket, TestPollHearsOfEachStep,
 		TestWhatThePageDoesNotAskForIsNoAnswer, TestAnswersWithinASecondDecideNothing,
 	} {
@@ -65,7 +66,8 @@ func startReplicas(t *testing.T, redisArgs ...string) *replicas {
 		Timeout:       40 * time.Second,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
-	serveNginx(t, address, t.TempDir(), shipped(t, "replicas.conf", "listen 80;", "listen "+address+";", "wxscan-1:8080", one, "wxscan-2:8080", two))
+	serveNginx(t, address, t.TempDir(), shipped(t, "replicas.conf", "listen 80;", "listen "+address+";",
+		"wxscan-1:8080", one, "wxscan-2:8080", two))
 	c.wechat = newDemo(config{appID: "wx0123456789abcdef", appSecret: testSecret, token: testToken,
 		publicURL: c.public, apiBase: c.public + "/demo"}, newHTTPClient(), nil)
 	simulator := httptest.NewServer(c.wechat)
@@ -141,7 +143,8 @@ func (c *replicas) poll(base, ticket string) (answer pollAnswer, err error) {
 }
 
 // A phone is what a phone, or WeChat for it, sends after a scan: each time the same.
-func (c *replicas) phone(qr qrAnswer, openID string) (send func(base string) (status int, text string, header http.Header)) {
+func (c *replicas) phone(qr qrAnswer, openID string) (send func(base string) (status int, text string,
+	header http.Header)) {
 	if strings.Contains(qr.URL, "/demo/q/") {
 		query, body, err := c.wechat.config.signedPush(openID, "SCAN", digest(qr.Ticket).String(), "")
 		must(c.t, err)
@@ -173,14 +176,16 @@ func (c *replicas) login(begin, openID string, between func()) error {
 	status, text, header := 0, "", http.Header(nil)
 	for range 200 {
 		status, text, header = send(c.public)
-		if status == http.StatusOK || status == http.StatusSeeOther && !strings.HasSuffix(header.Get("Location"), "unavailable") {
+		if status == http.StatusOK || status == http.StatusSeeOther &&
+			!strings.HasSuffix(header.Get("Location"), "unavailable") {
 			break
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 	browser.Wait()
 	if answer.OpenID != openID {
-		return fmt.Errorf("%s for %s ends as %+v, %v; the phone: %d %s %s", begin, openID, answer, err, status, text, header.Get("Location"))
+		return fmt.Errorf("%s for %s ends as %+v, %v; the phone: %d %s %s", begin, openID, answer, err, status, text,
+			header.Get("Location"))
 	}
 	return err
 }
@@ -252,7 +257,8 @@ func TestALoginOutlivesWhatBreaksBetweenCodeAndScan(t *testing.T) {
 			c.stop(syscall.SIGKILL, 1)
 		}},
 		{"both replicas", func(c *replicas) { c.stop(syscall.SIGTERM, 0, 1); c.start(0); c.start(1) }},
-		{"Redis, which has its data still", func(c *replicas) { c.redis.kill(); time.Sleep(time.Second); c.redis.start() }},
+		{"Redis, which has its data still",
+			func(c *replicas) { c.redis.kill(); time.Sleep(time.Second); c.redis.start() }},
 		{"Redis, which hangs for 10 seconds", func(c *replicas) {
 			c.redis.freeze()
 			time.AfterFunc(10*time.Second, c.redis.thaw)
@@ -272,7 +278,8 @@ func TestALoginOutlivesWhatBreaksBetweenCodeAndScan(t *testing.T) {
 			broken := make(chan struct{})
 			for i := range 10 {
 				people.Go(func() {
-					if err := c.login(bothFlows[i%2], fmt.Sprint("user-", i), func() { shown.Done(); <-broken }); err != nil {
+					if err := c.login(bothFlows[i%2], fmt.Sprint("user-", i),
+						func() { shown.Done(); <-broken }); err != nil {
 						t.Error(err)
 					}
 				})
@@ -282,7 +289,8 @@ func TestALoginOutlivesWhatBreaksBetweenCodeAndScan(t *testing.T) {
 			close(broken)
 			people.Wait()
 			for _, r := range c.each {
-				if text := r.logged.String(); strings.Count(text, "Redis is away") > 1 || strings.Count(text, "Redis is back") > 1 {
+				if text := r.logged.String(); strings.Count(text, "Redis is away") > 1 ||
+					strings.Count(text, "Redis is back") > 1 {
 					t.Errorf("more than a line each: %s", text)
 				}
 			}
@@ -327,7 +335,8 @@ func TestAnEmptyRedisHasTheBrowserAskForAnotherCode(t *testing.T) {
 		must(t, c.ask(c.public+"/wechat/"+begin, &qr))
 		time.AfterFunc(100*time.Millisecond, func() { c.redis.kill(); c.redis.empty(); c.redis.start() })
 		start := time.Now()
-		if answer, err := c.poll(c.public, qr.Ticket); answer.Status != statusExpired || err != nil || time.Since(start) > 5*time.Second {
+		if answer, err := c.poll(c.public, qr.Ticket); answer.Status != statusExpired || err != nil ||
+			time.Since(start) > 5*time.Second {
 			t.Errorf("%s: %+v, %v after %v", begin, answer, err, time.Since(start))
 		}
 		if err := c.login(begin, "alice", func() {}); err != nil {
@@ -375,12 +384,14 @@ func TestWhileRedisIsAwayEverythingIsAnsweredInTime(t *testing.T) {
 				{"metrics", get("/metrics"), 200, "wxscan_store_up 0"},
 				{"a session", get("/wechat/session"), 401, "no_session"},
 				{"the login page", get("/"), 200, "wxscan.js"},
-				{"the URL check", get("/wechat/message?echostr=437&" + c.wechat.config.signedQuery().Encode()), 200, "437"},
+				{"the URL check", get("/wechat/message?echostr=437&" + c.wechat.config.signedQuery().Encode()), 200,
+					"437"},
 			} {
 				start := time.Now()
 				status, text, header := test.send(c.each[0].base)
 				said := fmt.Sprint(header, text)
-				if took := time.Since(start); status != test.want || !strings.Contains(said, test.says) || took > 3*time.Second {
+				if took := time.Since(start); status != test.want || !strings.Contains(said, test.says) ||
+					took > 3*time.Second {
 					t.Errorf("%s: %d %s after %v", test.what, status, said, took)
 				}
 			}
@@ -397,7 +408,8 @@ func TestWhileRedisIsAwayEverythingIsAnsweredInTime(t *testing.T) {
 				}
 			}
 			logged := c.each[0].logged.String()
-			if strings.Count(logged, "Redis is away") != 1 || strings.Count(logged, "Redis is back") != 1 || strings.Count(logged, "level=WARN") > 0 {
+			if strings.Count(logged, "Redis is away") != 1 || strings.Count(logged, "Redis is back") != 1 ||
+				strings.Count(logged, "level=WARN") > 0 {
 				t.Errorf("not a line each: %s", logged)
 			}
 		})
@@ -410,7 +422,8 @@ func TestARedisThatRefusesEndsTheStartAndAnAbsentOneDoesNot(t *testing.T) {
 	}
 	server := startRedis(t, "--requirepass", "opensesame")
 	err := run(t.Context(), nil, shared("redis://:hush@127.0.0.1:"+server.port), io.Discard, io.Discard)
-	if err == nil || !strings.Contains(err.Error(), "REDIS_URL: Redis answers WRONGPASS") || strings.Contains(err.Error(), "hush") {
+	if err == nil || !strings.Contains(err.Error(), "REDIS_URL: Redis answers WRONGPASS") ||
+		strings.Contains(err.Error(), "hush") {
 		t.Errorf("a wrong password: %v", err)
 	}
 	_, logged, stop := start(t, shared("redis://"+freeAddress(t)))
@@ -422,7 +435,8 @@ func TestARedisThatRefusesEndsTheStartAndAnAbsentOneDoesNot(t *testing.T) {
 
 func TestReplicasMustShareASessionSecretAndAreNoDemo(t *testing.T) {
 	for want, args := range map[string][]string{"SESSION_SECRET": nil, "REDIS_URL": {"-demo"}} {
-		err := run(t.Context(), args, only(append(goodSettings[2:], "REDIS_URL=redis://127.0.0.1", "WECHAT_APPID=wx1")...), io.Discard, io.Discard)
+		err := run(t.Context(), args, only(append(goodSettings[2:], "REDIS_URL=redis://127.0.0.1",
+			"WECHAT_APPID=wx1")...), io.Discard, io.Discard)
 		if args == nil {
 			err = run(t.Context(), args, with("REDIS_URL=redis://127.0.0.1"), io.Discard, io.Discard)
 		}
@@ -435,7 +449,8 @@ func TestReplicasMustShareASessionSecretAndAreNoDemo(t *testing.T) {
 func TestComposeStartsTheReplicasThatNginxAsks(t *testing.T) {
 	compose := content(t, "compose.yaml")
 	services := named(t, compose, `(?m)^  (wxscan-\d):`)
-	if asked := named(t, content(t, "deploy/replicas.conf"), `server (wxscan-\d):8080`); !slices.Equal(services, asked) {
+	if asked := named(t, content(t, "deploy/replicas.conf"), `server (wxscan-\d):8080`); !slices.Equal(services,
+		asked) {
 		t.Errorf("nginx asks %q, there are %q", asked, services)
 	}
 	var known []string

@@ -64,7 +64,8 @@ func run(args []string) error {
 
 // floor parks a poll that has wait=, as wxscan does, and answers any other at once.
 func floor(addr string) error {
-	body := []byte("{\"login\":false,\"status\":\"pending\",\"expiresIn\":300}\n" + strings.Repeat(" ", 170)) // and wxscan's headers
+	// The spaces are as long as the headers that wxscan sends besides.
+	body := []byte("{\"login\":false,\"status\":\"pending\",\"expiresIn\":300}\n" + strings.Repeat(" ", 170))
 	return http.ListenAndServe(addr, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.Contains(r.URL.RawQuery, "wait=") {
 			<-r.Context().Done()
@@ -136,7 +137,8 @@ func park(n int, base string) error {
 			return err
 		}
 		defer conn.Close()
-		fmt.Fprintf(conn, "GET /wechat/checklogin?wait=30&ticket=%s HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 198.51.%d.%d\r\n\r\n",
+		fmt.Fprintf(conn,
+			"GET /wechat/checklogin?wait=30&ticket=%s HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 198.51.%d.%d\r\n\r\n",
 			qr.Ticket, i/200/200, i/200%200)
 	}
 	time.Sleep(time.Second)
@@ -195,10 +197,14 @@ func push(n int, pid, base string) error {
 			slices.Sort(parts)
 			query.Set("signature", fmt.Sprintf("%x", sha1.Sum([]byte(strings.Join(parts, "")))))
 			scene := sha256.Sum256([]byte(ticket))
-			body := "<xml><ToUserName><![CDATA[gh_0123456789ab]]></ToUserName><FromUserName><![CDATA[o9AgO5Kd5ggOC-bXrbNODIiE3bGY]]></FromUserName><CreateTime>1714112445</CreateTime>" +
+			body := "<xml><ToUserName><![CDATA[gh_0123456789ab]]></ToUserName>" +
+				"<FromUserName><![CDATA[o9AgO5Kd5ggOC-bXrbNODIiE3bGY]]></FromUserName>" +
+				"<CreateTime>1714112445</CreateTime>" +
 				"<MsgType><![CDATA[event]]></MsgType><Event><![CDATA[SCAN]]></Event><EventKey><![CDATA[" +
 				hex.EncodeToString(scene[:16]) + "]]></EventKey><Ticket><![CDATA[gQH47joAAA==]]></Ticket></xml>"
-			fmt.Fprintf(conn, "POST /wechat/message?%s HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: %d\r\n\r\n%s", query.Encode(), len(body), body)
+			fmt.Fprintf(conn,
+				"POST /wechat/message?%s HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: %d\r\n\r\n%s",
+				query.Encode(), len(body), body)
 			reply, err := answer(in)
 			if err != nil {
 				return err
