@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -330,4 +331,38 @@ func TestEverythingAtOnceNeverHangs(t *testing.T) {
 			inTime(t, 8*time.Second, "the end", func() { must(t, <-ended) })
 		})
 	}
+}
+
+// The fault that this is for: scraped while QR codes were made, the program hung
+// for good, and SIGTERM did not end it.
+func TestTermEndsABusyProgram(t *testing.T) {
+	for name, value := range map[string]string{"METRICS_TOKEN": "letmein", "QR_RATE": "0"} {
+		t.Setenv(name, value)
+	}
+	base, cmd := launch(t, build(t))
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 100}, Timeout: bearable}
+	ctx, cancel := context.WithTimeout(t.Context(), soakTime(t))
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 4 {
+		for _, path := range []string{"/metrics", "/wechat/getauthqr", "/wechat/getloginqr"} {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					req, err := http.NewRequest("GET", base+path, nil)
+					must(t, err)
+					req.Header.Set("Authorization", "Bearer letmein")
+					resp, err := client.Do(req)
+					if err != nil {
+						t.Errorf("%s: %v", path, err)
+						return
+					}
+					io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+				}
+			})
+		}
+	}
+	wg.Wait()
+	must(t, cmd.Process.Signal(syscall.SIGTERM))
+	inTime(t, 8*time.Second, "SIGTERM", func() { must(t, cmd.Wait()) })
 }
