@@ -132,7 +132,7 @@ func TestSimulatedTokensAndCodesLiveAsLongAsWeChats(t *testing.T) {
 		w.exchange(t, used)
 		time.Sleep(5 * time.Minute)
 		works("a plain token that another followed, for 5 minutes", former, 0)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		works("and then", former, 42001)
 		works("the other", plain, 0)
 		if a, b := w.exchange(t, used), w.exchange(t, late); a.ErrCode != 40163 || b.ErrCode != 42003 {
@@ -142,7 +142,7 @@ func TestSimulatedTokensAndCodesLiveAsLongAsWeChats(t *testing.T) {
 		if got := w.stableToken(t); got != stable {
 			t.Error("the stable token changes 5 minutes before its end")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if next := w.stableToken(t); next == stable {
 			t.Error("within 5 minutes of its end the stable token is still the same")
 		}
@@ -287,7 +287,7 @@ func TestSimulatedPushIsSentThreeTimesIfNotAnswered(t *testing.T) {
 		took := time.Since(start)
 		if status != 400 || !strings.Contains(shown, "出现故障") || took != 15*time.Second || len(pushes) != 3 {
 			t.Errorf("%d %q after %v and %d pushes", status, shown, took, len(pushes))
-		} else if first := <-pushes; first != <-pushes || first != <-pushes {
+		} else if first, second, third := <-pushes, <-pushes, <-pushes; first != second || second != third {
 			t.Error("the pushes differ")
 		}
 		time.Sleep(time.Minute) // until the unanswered have ended
