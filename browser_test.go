@@ -392,7 +392,7 @@ const (
 	prompt   = "Scan with WeChat"
 	hintAuth = "Then look at your phone"
 	loggedIn = "You are logged in"
-	saysSend = "Follow the account, and send it these six digits"
+	saysSend = "Follow us, and send these digits"
 	saysLost = "The connection is lost. Trying again…"
 )
 

@@ -28,7 +28,7 @@
     album: say("长按保存图片，\n在微信里扫一扫从相册选取", "長按儲存圖片，\n在微信裡掃一掃從相簿選取", "Save the picture, and scan it in WeChat"),
     orLink: say("或复制链接，在微信聊天中打开", "或複製連結，在微信聊天中開啟", "Or open the link in a WeChat chat"),
     follow: say("首次登录需关注公众号", "首次登入需關注公眾號", "The first time, follow the account"),
-    send: say("关注公众号，把这六位数字发送给它", "關注公眾號，把這六位數字傳送給它", "Follow the account, and send it these six digits"),
+    send: say("关注公众号，把这六位数字发送给它", "關注公眾號，把這六位數字傳送給它", "Follow us, and send these digits"),
     account: say("公众号二维码", "公眾號 QR 碼", "QR code of the account"), copy: say("复制", "複製", "Copy"),
     received: say("已收到，请在手机上选择这个数字", "已收到，請在手機上選擇這個數字", "Received. Choose this number on your phone"),
     agree: say("扫码后请按手机提示操作", "掃碼後請依手機提示操作", "Then look at your phone"),
