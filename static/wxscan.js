@@ -94,7 +94,8 @@
   // digits are to be read and typed, below the account's own QR code, if that is known. They do without its picture.
   const digits = ({ code, qrUrl }) => {
     const all = make("div", "wxscan-digits", { innerHTML: code.replace(/^(...)(...)$/, "<p>$1<span>$2</span></p>") });
-    if (qrUrl) all.prepend(make("img", "", { alt: words.account, src: qrUrl, onerror() { this.remove(); } }));
+    const account = { alt: words.account, referrerPolicy: "no-referrer", onerror() { this.remove(); } };
+    if (qrUrl) all.prepend(make("img", "", { ...account, src: qrUrl }));
     return all;
   };
   // The ways to log in: where a code comes from, how it is shown, what to know about it.
