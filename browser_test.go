@@ -295,6 +295,7 @@ func (b *browser) phone() {
 	})
 	b.turn(after[slices.IndexFunc(after, func(handle string) bool { return !slices.Contains(before, handle) })])
 	b.speak("en-US")
+	b.wait("document.querySelector('[name=openid]')?.checkVisibility()", "true")
 }
 
 // speak sets the language of the current window, and what the browser's name ends in.
@@ -545,8 +546,12 @@ func TestBrowserLogsInWhoeverSendsTheDigits(t *testing.T) {
 	b.is(textOf(".wxscan-digits p"), digits)
 	page := b.current()
 	b.phone()
+	const canSend = "document.readyState === 'complete' && " +
+		"document.querySelector('.code[value=subscribe]').checkVisibility()"
+	b.wait(canSend, "true")
 	b.click(".code[value=subscribe]")
 	b.wait(textOf(".bubble")+".includes('send the six digits')", "true")
+	b.wait(canSend, "true")
 	b.script("document.querySelector('[name=content]').value = '" + digits + "'")
 	b.click(".wxscan-main.code")
 	b.wait(textOf(".bubble")+".includes('您已登录')", "true")
