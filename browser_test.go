@@ -393,6 +393,7 @@ const (
 	prompt   = "Scan with WeChat"
 	hintAuth = "Then look at your phone"
 	loggedIn = "You are logged in"
+	saysSend = "Follow us, and send these digits"
 	saysLost = "The connection is lost. Trying again…"
 )
 
@@ -515,16 +516,61 @@ func TestBrowserRecoversALostConnectionAndLeavesNoListenersBehind(t *testing.T) 
 	b.wait(pageOpenID, "bob")
 }
 
+// refuseScan makes WeChat refuse the first flow.
+const refuseScan = `
+	const real = fetch;
+	window.fetch = (url, ...rest) => url.endsWith("/wechat/getloginqr")
+		? Promise.resolve(new Response('{"error":"wechat_refused"}', { status: 502 })) : real(url, ...rest);`
+
 func TestBrowserGoesOnWithTheNextWayWhereOneFails(t *testing.T) {
 	b := browse(t)
-	b.devtools("Page.addScriptToEvaluateOnNewDocument", object{"source": `
-		const real = fetch;
-		window.fetch = (url, ...rest) => url.endsWith("/wechat/getloginqr")
-			? Promise.resolve(new Response('{"error":"wechat_refused"}', { status: 502 })) : real(url, ...rest);`})
+	b.devtools("Page.addScriptToEvaluateOnNewDocument", object{"source": refuseScan})
 	b.login("scan")
 	b.is(pageHint, "The other way is down just now")
 	b.scan("alice")
 	b.wait(pageOpenID, "alice")
+}
+
+// Whoever follows the account is told what to do, and whoever does it is logged in.
+func TestBrowserLogsInWhoeverSendsTheDigits(t *testing.T) {
+	b := browse(t, "-flows", "code")
+	b.allowClipboard()
+	b.open("/")
+	b.wait(pageStatus, saysSend)
+	b.wait(textOf(".wxscan-digits p")+".length", "6")
+	b.wait(pageCode, "true") // the account's
+	b.screenshot("code")
+	b.click(".wxscan-main")
+	b.wait(pageStatus+" + "+pageHint, "Copied"+saysSend)
+	digits := b.script("navigator.clipboard.readText()")
+	b.is(textOf(".wxscan-digits p"), digits)
+	page := b.current()
+	b.phone()
+	const canSend = "document.readyState === 'complete' && " +
+		"document.querySelector('.code[value=subscribe]').checkVisibility()"
+	b.wait(canSend, "true")
+	b.click(".code[value=subscribe]")
+	b.wait(textOf(".bubble")+".includes('send the six digits')", "true")
+	b.wait(canSend, "true")
+	b.script("document.querySelector('[name=content]').value = '" + digits + "'")
+	b.click(".wxscan-main.code")
+	b.wait(textOf(".bubble")+".includes('您已登录')", "true")
+	b.screenshot("phone-code")
+	b.turn(page)
+	b.wait(pageOpenID, "alice")
+	b.quiet("digits")
+}
+
+func TestBrowserFallsBackToTheDigits(t *testing.T) {
+	b := browse(t, "-flows", "scan,code")
+	b.devtools("Page.addScriptToEvaluateOnNewDocument", object{"source": refuseScan})
+	b.devtools("Network.enable", object{})
+	b.devtools("Network.setBlockedURLs", object{"urls": []string{"*/qr/code*"}}) // the digits are enough
+	b.open("/")
+	b.wait(pageStatus, saysSend)
+	b.is(pageHint, "The other way is down just now")
+	b.wait("document.querySelector('.wxscan-digits img')", "null")
+	b.is(textOf(".wxscan-digits p")+".length", "6")
 }
 
 func TestBrowserKnowsWhoIsLoggedIn(t *testing.T) {

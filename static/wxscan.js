@@ -1,5 +1,5 @@
 // A login box for every element with data-wxscan, which lists the ways to log in,
-// such as "scan,auth": the first is shown, the next where that fails or on demand.
+// such as "scan,auth,code": the first is shown, the next where that fails or on demand.
 // When somebody has logged in, the element gets a "wxscan:login" event whose
 // detail is the answer of /wechat/checklogin, with openid and token.
 // Other sites can include this script once their origin is in ALLOWED_ORIGINS.
@@ -22,19 +22,22 @@
     lost: say("网络连接中断，正在重试…", "網路連線中斷，正在重試…", "The connection is lost. Trying again…"),
     store_unavailable: say("服务暂时不可用，正在重试…", "服務暫時無法使用，正在重試…", "Logins are down just now. Trying again…"),
     error: say("出错了，请重试", "發生錯誤，請重試", "Something went wrong. Please try again."),
-    loading: say("正在获取二维码…", "正在取得 QR 碼…", "Getting a QR code…"), left: say("有效期剩余 ", "有效時間剩餘 ", "Valid for "),
+    loading: say("正在获取登录码…", "正在取得登入碼…", "Getting a code…"), left: say("有效期剩余 ", "有效時間剩餘 ", "Valid for "),
     picture: say("登录二维码，请用微信扫描", "登入 QR 碼，請用微信掃描", "Login QR code, to be scanned with WeChat"),
     scan: say("请用微信扫一扫", "請用微信掃一掃", "Scan with WeChat"), hold: say("请长按识别二维码", "請長按辨識 QR 碼", "Press and hold"),
     album: say("长按保存图片，\n在微信里扫一扫从相册选取", "長按儲存圖片，\n在微信裡掃一掃從相簿選取", "Save the picture, and scan it in WeChat"),
     orLink: say("或复制链接，在微信聊天中打开", "或複製連結，在微信聊天中開啟", "Or open the link in a WeChat chat"),
     follow: say("首次登录需关注公众号", "首次登入需關注公眾號", "The first time, follow the account"),
+    send: say("关注公众号，把这六位数字发送给它", "關注公眾號，把這六位數字傳送給它", "Follow us, and send these digits"),
+    account: say("公众号二维码", "公眾號 QR 碼", "QR code of the account"), copy: say("复制", "複製", "Copy"),
+    received: say("已收到，请在手机上选择这个数字", "已收到，請在手機上選擇這個數字", "Received. Choose this number on your phone"),
     agree: say("扫码后请按手机提示操作", "掃碼後請依手機提示操作", "Then look at your phone"),
     instead: say("刚才的方式暂不可用，已自动换一种", "剛才的方式暫時無法使用，已自動換一種", "The other way is down just now"),
     scanned: say("已扫描，请在手机上选择这个数字", "已掃描，請在手機上選擇這個數字", "Scanned. Choose this number on your phone"),
-    expired: say("二维码已过期", "QR 碼已過期", "The QR code has expired"), done: say("您已登录", "您已登入", "You are logged in"),
+    expired: say("登录码已过期", "登入碼已過期", "The code has expired"), done: say("您已登录", "您已登入", "You are logged in"),
     declined: say("已在手机上拒绝", "已在手機上拒絕", "Declined on the phone"), copied: say("已复制", "已複製", "Copied"),
     unfinished: say("登录未完成", "登入未完成", "You are not logged in"), retry: say("重试", "重試", "Try again"),
-    refresh: say("刷新二维码", "重新整理 QR 碼", "New QR code"), another: say("换一种方式", "換一種方式", "Another way"),
+    refresh: say("刷新登录码", "重新整理登入碼", "New code"), another: say("换一种方式", "換一種方式", "Another way"),
     save: say("保存图片", "儲存圖片", "Save picture"), phone: say("模拟手机", "模擬手機", "Simulated phone"),
     copyLink: say("复制链接", "複製連結", "Copy link"), logOut: say("退出登录", "登出", "Log out"), goOn: say("继续", "繼續", "Continue"),
   };
@@ -88,10 +91,18 @@
     alt: words.picture,
     src: `${base}/wechat/qr.${onPhone || inWeChat ? "png" : "svg"}?ticket=${encodeURIComponent(qr.ticket)}`,
   });
+  // digits are to be read and typed, below the account's own QR code, if that is known. They do without its picture.
+  const digits = ({ code, qrUrl }) => {
+    const all = make("div", "wxscan-digits", { innerHTML: code.replace(/^(...)(...)$/, "<p>$1<span>$2</span></p>") });
+    const account = { alt: words.account, referrerPolicy: "no-referrer", onerror() { this.remove(); } };
+    if (qrUrl) all.prepend(make("img", "", { ...account, src: qrUrl }));
+    return all;
+  };
   // The ways to log in: where a code comes from, how it is shown, what to know about it.
   const ways = {
     scan: { begin: "/wechat/getloginqr", show: picture, hint: words.follow },
     auth: { begin: "/wechat/getauthqr", show: picture, hint: words.agree },
+    code: { begin: "/wechat/getlogincode", show: digits, hint: "", seen: words.received },
   };
 
   // A Box is what one element shows: a face, words below it, and what can be pressed.
@@ -126,12 +137,16 @@
       const code = way.show(qr);
       if (code.decode) await code.decode();
       if (signal.aborted) return;
-      const give = () => copy(qr.url).then(() => this.say(words.copied, words.orLink));
-      const link = onPhone && way === ways.auth && button("wxscan-main", words.copyLink, give);
-      const save = onPhone && make("a", "wxscan-button", { href: code.src, download: "", innerText: words.save });
-      const isDemo = qr.url && new URL(qr.url).pathname.startsWith("/demo/");
-      this.look("", [code], [link, save, isDemo && simulate(qr.url), another]);
-      if (onPhone) this.say(words.album, note || (link ? words.orLink : ""));
+      const give = (text, hint) => () => copy(text).then(() => this.say(words.copied, hint));
+      const link = onPhone && way === ways.auth && button("wxscan-main", words.copyLink, give(qr.url, words.orLink));
+      const send = qr.code && button("wxscan-main", words.copy, give(qr.code, words.send));
+      const saved = { href: code.src, download: "", innerText: words.save };
+      const save = onPhone && !send && make("a", "wxscan-button", saved);
+      const phone = qr.url || qr.qrUrl?.replace("/qr/code", "/chat");
+      const isDemo = phone && new URL(phone).pathname.startsWith("/demo/");
+      this.look("", [code], [link || send, save, isDemo && simulate(phone), another]);
+      if (send) this.say(words.send, note || way.hint);
+      else if (onPhone) this.say(words.album, note || (link ? words.orLink : ""));
       else this.say(inWeChat ? words.hold : words.scan, note || way.hint);
     }
     tick(deadline) {
@@ -141,7 +156,7 @@
     // stop says what ended a login, and resolves when the button is pressed.
     stop(signal, another, text, label, isOld = false) {
       const again = button(isOld ? "wxscan-again" : "wxscan-main", label);
-      if (isOld) this.look("old", [this.face.querySelector("img"), again], [another]);
+      if (isOld) this.look("old", [this.face.querySelector("img, .wxscan-digits"), again], [another]);
       else this.look("wxscan-result", [icon("wxscan-mark wxscan-bad", "M12 5v9M12 18.5v.01")], [again, another]);
       this.say(text);
       return first([[again, "click"], [signal, "abort"]]);
@@ -194,7 +209,7 @@
             seen = answer.status;
             const number = make("p", "wxscan-number", { textContent: answer.number });
             box.look("wxscan-result", [good(), number], [button("wxscan-button", words.refresh, again)]);
-            prompt = [words.scanned];
+            prompt = [way.seen || words.scanned];
           } else if (Date.now() - asked < 1000) {
             await sleep(1000, signal); // the server is going down
           }
