@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -39,6 +40,8 @@ func with(changes ...string) func(string) string {
 func none(string) string { return "" }
 
 func TestASettingThatIsWrongIsNamedInOneLine(t *testing.T) {
+	ended, end := context.WithCancel(t.Context())
+	end() // so that a setting that is taken serves nobody
 	const hidden = "got something else, which is not shown here"
 	for _, test := range []struct {
 		name  string
@@ -85,7 +88,7 @@ func TestASettingThatIsWrongIsNamedInOneLine(t *testing.T) {
 			if name, value, ok := strings.Cut(wrong, "="); ok {
 				args, getenv, want = nil, with(name+"="+value), cmp.Or(test.got, fmt.Sprintf("got %q", value))
 			}
-			err := run(t.Context(), args, getenv, io.Discard, io.Discard)
+			err := run(ended, args, getenv, io.Discard, io.Discard)
 			if err == nil {
 				t.Errorf("%s is taken", wrong)
 				continue
