@@ -7,11 +7,16 @@ import (
 	"net/http"
 )
 
+// loginURL returns what flow B's QR code says: it follows from the ticket's key.
+func (c *wechat) loginURL(publicURL string, k key) string {
+	return c.authorizeURL(publicURL+"/wechat/accessusercode", k.String())
+}
+
 // beginAuth begins flow B. It asks nothing of WeChat.
 func (s *server) beginAuth(w http.ResponseWriter, r *http.Request) error {
 	ticket := rand.Text()
-	qr := s.wechat.authorizeURL(s.config.publicURL+"/wechat/accessusercode", digest(ticket).String())
-	return s.begin(w, r, flowAuth, qrAnswer{Ticket: ticket, URL: qr})
+	qr := s.wechat.loginURL(s.config.publicURL, digest(ticket))
+	return s.begin(w, r, flowAuth, "", qrAnswer{Ticket: ticket, URL: qr})
 }
 
 // callback is where the phone comes back to from the authorize page of flow B.
@@ -75,7 +80,7 @@ func (s *server) redeem(r *http.Request, k key, code string) (ticket record, rea
 	case !tried:
 		return ticket, string(outcomeUsed)
 	default:
-		ticket, err = s.tickets.wait(ctx, k, requestTimeout, func(now record) bool {
+		ticket, err = s.tickets.wait(ctx, k, requestTimeout, func(now *record) bool {
 			came, _ := now.outcome(code)
 			return came != outcomeNone
 		})

@@ -220,12 +220,12 @@ func (s *server) beginScan(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.begin(w, r, flowScan, qrAnswer{Ticket: ticket, URL: qr, WeChatQRURL: s.wechat.qrImageURL(wechatTicket)})
+	return s.begin(w, r, flowScan, qr, qrAnswer{Ticket: ticket, URL: qr, WeChatQRURL: s.wechat.qrImageURL(wechatTicket)})
 }
 
-// begin gives a browser its ticket.
-func (s *server) begin(w http.ResponseWriter, r *http.Request, flow flow, answer qrAnswer) error {
-	if err := s.tickets.begin(r.Context(), answer.Ticket, flow, answer.URL, s.asker(r)); err != nil {
+// begin gives a browser its ticket. Of what the code says, qr is to be kept.
+func (s *server) begin(w http.ResponseWriter, r *http.Request, flow flow, qr string, answer qrAnswer) error {
+	if err := s.tickets.begin(r.Context(), answer.Ticket, flow, qr, s.asker(r)); err != nil {
 		return err
 	}
 	answer.QRURL = s.config.publicURL + "/wechat/qr.png?ticket=" + answer.Ticket
@@ -252,7 +252,7 @@ func (s *server) poll(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	seen := status(query.Get("status"))
-	ticket, err := s.tickets.wait(r.Context(), k, wait, func(now record) bool {
+	ticket, err := s.tickets.wait(r.Context(), k, wait, func(now *record) bool {
 		seen = cmp.Or(seen, now.Status) // who does not say what they have seen waits for a change
 		return now.Status != seen
 	})

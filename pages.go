@@ -127,18 +127,22 @@ func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
 	if err := s.pass(s.pictureLimit, w, r); err != nil {
 		return err
 	}
+	text := ticket.QR
+	if ticket.Flow == flowAuth {
+		text = s.wechat.loginURL(s.config.publicURL, digest(query.Get("ticket")))
+	}
 	var contentType string
 	var picture []byte
 	switch path.Ext(r.URL.Path) {
 	case ".txt":
 		contentType = plainText
-		picture, err = qrText(ticket.QR, query.Get("invert") == "1")
+		picture, err = qrText(text, query.Get("invert") == "1")
 	case ".svg":
 		contentType = "image/svg+xml"
-		picture, err = qrSVG(ticket.QR)
+		picture, err = qrSVG(text)
 	default:
 		contentType = "image/png"
-		picture, err = qrPNG(ticket.QR)
+		picture, err = qrPNG(text)
 	}
 	if err != nil {
 		return err

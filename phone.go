@@ -81,7 +81,11 @@ func (d *demo) scan(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no such ticket, or it has expired", http.StatusNotFound)
 		return
 	}
-	link, isAuth := strings.CutSuffix(ticket.QR, "#wechat_redirect")
+	link := ticket.QR
+	if ticket.Flow == flowAuth {
+		link = newWeChat(&d.config, nil).loginURL(d.config.publicURL, digest(r.FormValue("ticket")))
+	}
+	link, isAuth := strings.CutSuffix(link, "#wechat_redirect")
 	event, shown := "scan", ""
 	if isAuth {
 		event = "allow"

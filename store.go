@@ -100,7 +100,7 @@ type login struct {
 // A record is what is known of one ticket. It never changes: another takes its place.
 type record struct {
 	Flow   flow
-	QR     string // what the QR code says; without one, the digits
+	QR     string // flow A: what the QR code says; flow C: the digits
 	Asker  asker  // who asked for the ticket
 	Status status
 	Login  login     // of the statuses scanned and done
@@ -317,19 +317,18 @@ func (s *store) settle(ctx context.Context, k key, code string, came outcome, wh
 
 // wait returns the record of a ticket as soon as nothing more can be waited for
 // or news says so, after d, or when ctx ends.
-func (s *store) wait(ctx context.Context, k key, d time.Duration, news func(record) bool) (record, error) {
+func (s *store) wait(ctx context.Context, k key, d time.Duration, news func(*record) bool) (record, error) {
 	if d <= 0 {
 		return s.look(ctx, k)
 	}
 	for deadline := time.Now().Add(d); ; {
-		changed := s.waiting.join(k) // before the look: a change after it wakes us
-		r, err := s.look(ctx, k)
-		left := min(time.Until(deadline), r.left())
-		if err != nil || left <= 0 || !r.waits() || news(r) {
+		changed := s.waiting.join(k)    // before the look: a change after it wakes us
+		r, err := s.records.get(ctx, k) // no copy: very many wait
+		if err != nil || r == nil || r.left() <= 0 || !r.waits() || !time.Now().Before(deadline) || news(r) {
 			s.waiting.leave(k, changed)
-			return r, err
+			return s.look(ctx, k)
 		}
-		timer := time.NewTimer(min(left, s.lookAgain))
+		timer := time.NewTimer(min(time.Until(deadline), r.left(), s.lookAgain))
 		select {
 		case <-changed.woken:
 		case <-timer.C:

@@ -213,7 +213,7 @@ func TestTicketIsIssuedOnce(t *testing.T) {
 	}
 }
 
-func isNews(r record) bool { return r.Status != statusPending }
+func isNews(r *record) bool { return r.Status != statusPending }
 
 func TestAllWaitersWakeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -253,7 +253,7 @@ func TestWaitEnds(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), test.cancel)
 			defer cancel()
 			start := time.Now()
-			r, err := s.wait(ctx, k, test.wait, func(record) bool { return false })
+			r, err := s.wait(ctx, k, test.wait, func(*record) bool { return false })
 			must(t, err)
 			if took := time.Since(start); r.Status != test.want || took != test.took {
 				t.Errorf("%s: %q after %v, want %q after %v", name, r.Status, took, test.want, test.took)
