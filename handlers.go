@@ -28,7 +28,6 @@ var (
 	errRateLimited = errors.New("too many requests")
 	errNoTicket    = errors.New("no ticket")
 	errMethod      = errors.New("no such method here")
-	errCrossOrigin = errors.New("from another site")
 )
 
 // A server answers browsers, phones and WeChat.
@@ -220,7 +219,8 @@ func (s *server) beginScan(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.begin(w, r, flowScan, qr, qrAnswer{Ticket: ticket, URL: qr, WeChatQRURL: s.wechat.qrImageURL(wechatTicket)})
+	picture := s.wechat.qrImageURL(wechatTicket)
+	return s.begin(w, r, flowScan, qr, qrAnswer{Ticket: ticket, URL: qr, WeChatQRURL: picture})
 }
 
 // begin gives a browser its ticket. Of what the code says, qr is to be kept.

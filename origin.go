@@ -1,10 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
 )
+
+var errCrossOrigin = errors.New("from another site")
 
 // guard sets the security headers of every answer, keeps other sites from what
 // changes state, and lets the front ends of ALLOWED_ORIGINS use what a login takes.
