@@ -230,13 +230,18 @@ func (b *browser) until(what string, is func() bool) {
 	}
 }
 
+// click waits until an element can be clicked: it may be about to be shown.
 func (b *browser) click(selector string) {
 	b.t.Helper()
-	var element map[string]string // one entry; its key is a constant of WebDriver's
-	b.do("POST", "/element", object{"using": "css selector", "value": selector}, &element)
-	for _, id := range element {
-		b.do("POST", "/element/"+id+"/click", object{}, nil)
-	}
+	b.until("a click on "+selector, func() bool {
+		var element map[string]string // one entry; its key is a constant of WebDriver's
+		find := object{"using": "css selector", "value": selector}
+		err := b.call(b.t.Context(), "POST", b.session+"/element", find, &element)
+		for _, id := range element {
+			err = b.call(b.t.Context(), "POST", b.session+"/element/"+id+"/click", object{}, nil)
+		}
+		return err == nil
+	})
 }
 
 // forget logs the browser out.
