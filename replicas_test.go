@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"os/exec"
 	"reflect"
 	"runtime"
@@ -219,10 +218,7 @@ func TestTwoReplicasLoseAndCrossNoLogin(t *testing.T) {
 func TestAScanReachesTheBrowserAtTheOtherReplicaAtOnce(t *testing.T) {
 	c := startReplicas(t, "--appendfsync", "everysec") // Redis' own default
 	var medians []time.Duration
-	limit := 3 * time.Millisecond
-	if load, err := os.ReadFile("/proc/loadavg"); err != nil || !strings.HasPrefix(string(load), "0.") {
-		limit *= 5 // others are at work here
-	}
+	const limit = 15 * time.Millisecond // 3 on an idle machine, but others may be at work here
 	for range 10 {
 		var all []time.Duration
 		for i := range 21 {
