@@ -28,11 +28,10 @@ import (
 // cannot do what they are asked. What the tests ask of a page is a JavaScript
 // expression, whose value is compared as a string.
 type browser struct {
-	t        *testing.T
-	base     string // URL of the server whose pages it opens
-	session  string // URL of the WebDriver session
-	driver   *exec.Cmd
-	chromium int // its process
+	t       *testing.T
+	base    string // URL of the server whose pages it opens
+	session string // URL of the WebDriver session
+	driver  *exec.Cmd
 }
 
 // idle holds the browsers that no test has just now: they take long to start.
@@ -47,7 +46,7 @@ const patience = 15 * time.Second
 // each with a server of its own.
 func browse(t *testing.T, args ...string) *browser {
 	t.Helper()
-	chromedriver, chromium := program(t, "chromedriver", "chromium-driver"), program(t, "chromium", "chromium")
+	chromedriver, chromium := program(t, "chromedriver", "chromium-driver"), program(t, "chromium-headless-shell", "chromium-headless-shell")
 	t.Parallel()
 	base, _, _ := start(t, none, append([]string{"-demo", "-addr", "127.0.0.1:0"}, args...)...)
 	b := new(browser)
@@ -81,8 +80,6 @@ func browse(t *testing.T, args ...string) *browser {
 }
 
 func (b *browser) launch(chromedriver, chromium string) {
-	profile, err := os.MkdirTemp(programDir, "profile")
-	must(b.t, err)
 	logged := new(syncBuffer)
 	b.driver = exec.Command(chromedriver, "--port=0")
 	b.driver.Stdout, b.driver.WaitDelay = logged, patience
@@ -93,21 +90,16 @@ func (b *browser) launch(chromedriver, chromium string) {
 		return port != nil
 	})
 	b.session = "http://127.0.0.1:" + port[1] + "/session"
-	var session struct {
-		SessionID    string
-		Capabilities struct {
-			ProcessID int `json:"goog:processID"`
-		}
-	}
+	var session struct{ SessionID string }
 	b.do("POST", "", object{"capabilities": object{"alwaysMatch": object{
 		"acceptInsecureCerts": true, // those of httptest
 		"goog:loggingPrefs":   object{"browser": "ALL"},
 		"goog:chromeOptions": object{"binary": chromium, "args": []string{"--headless", "--no-sandbox", "--disable-gpu",
 			"--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-			"--disable-sync", "--user-data-dir=" + profile,
+			"--disable-sync",
 			"--host-resolver-rules=MAP wx.test 127.0.0.1, MAP *.wx.test 127.0.0.1"}},
 	}}}, &session)
-	b.session, b.chromium = b.session+"/"+session.SessionID, session.Capabilities.ProcessID
+	b.session += "/" + session.SessionID
 }
 
 func (b *browser) end() {
@@ -116,13 +108,11 @@ func (b *browser) end() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := b.call(ctx, "DELETE", b.session, nil, nil); err != nil && b.chromium > 0 {
-		if process, err := os.FindProcess(b.chromium); err == nil {
-			process.Kill()
-		}
-	}
+	// The program is a shell script, which chromedriver would end without the browser.
+	b.call(ctx, "POST", b.session+"/goog/cdp/execute", object{"cmd": "Browser.close", "params": object{}}, nil)
+	b.call(ctx, "DELETE", b.session, nil, nil)
 	b.driver.Process.Kill()
-	b.driver.Wait() // until the last process of Chromium, which writes to the same pipe, lets go of the profile too
+	b.driver.Wait() // until the last process of Chromium, which writes to the same pipe, has ended too
 }
 
 // endBrowsers is for when no test runs any more.
