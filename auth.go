@@ -80,10 +80,11 @@ func (s *server) redeem(r *http.Request, k key, code string) (ticket record, rea
 	case !tried:
 		return ticket, string(outcomeUsed)
 	default:
-		ticket, err = s.tickets.wait(ctx, k, requestTimeout, func(now *record) bool {
+		s.tickets.wait(ctx, k, requestTimeout, func(now *record) bool {
 			came, _ := now.outcome(code)
 			return came != outcomeNone
 		})
+		ticket, err = s.tickets.look(ctx, k)
 	}
 	switch came, _ := ticket.outcome(code); {
 	case err != nil || came == outcomeNone:

@@ -189,7 +189,7 @@ func (g *guessGuard) judge(who netip.Addr, isRight bool) error {
 	return errSignature
 }
 
-// A parked poll takes some 22 kB, so all of them 450 MB. The caps are beyond what
+// A parked poll takes some 19 kB, so all of them 380 MB. The caps are beyond what
 // honest people need: a ticket has one page, and over the caps a page polls each
 // second instead.
 const (

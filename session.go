@@ -137,3 +137,26 @@ func (s *signer) fromRequest(r *http.Request) (*session, error) {
 	}
 	return nil, errNoSession
 }
+
+// session tells whose session a request comes with: for applications, and for
+// the auth_request of nginx and its like, which look at the status and headers.
+func (s *server) session(w http.ResponseWriter, r *http.Request) error {
+	claims, err := s.signer.fromRequest(r)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("X-WeChat-OpenID", claims.OpenID)
+	w.Header().Set("X-WeChat-UnionID", claims.UnionID)
+	return writeJSON(w, http.StatusOK, struct {
+		login
+		ExpiresAt int64 `json:"expiresAt"` // Unix seconds
+	}{login{claims.OpenID, claims.UnionID, claims.Nickname, claims.Avatar}, claims.Expires})
+}
+
+// logout makes the browser forget its session. The token itself, where it was
+// copied, is good until it expires: there is no list of sessions.
+func (s *server) logout(w http.ResponseWriter, r *http.Request) error {
+	http.SetCookie(w, s.signer.cookie(""))
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}

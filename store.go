@@ -315,18 +315,15 @@ func (s *store) settle(ctx context.Context, k key, code string, came outcome, wh
 	return r, err
 }
 
-// wait returns the record of a ticket as soon as nothing more can be waited for
-// or news says so, after d, or when ctx ends.
-func (s *store) wait(ctx context.Context, k key, d time.Duration, news func(*record) bool) (record, error) {
-	if d <= 0 {
-		return s.look(ctx, k)
-	}
+// wait returns as soon as news says so of the ticket's record, or nothing more can be
+// waited for; after d, or when ctx ends; and when the record cannot be read.
+func (s *store) wait(ctx context.Context, k key, d time.Duration, news func(*record) bool) {
 	for deadline := time.Now().Add(d); ; {
-		changed := s.waiting.join(k)    // before the look: a change after it wakes us
-		r, err := s.records.get(ctx, k) // no copy: very many wait
+		changed := s.waiting.join(k) // before the look: a change after it wakes us
+		r, err := s.records.get(ctx, k)
 		if err != nil || r == nil || r.left() <= 0 || !r.waits() || !time.Now().Before(deadline) || news(r) {
 			s.waiting.leave(k, changed)
-			return s.look(ctx, k)
+			return
 		}
 		timer := time.NewTimer(min(time.Until(deadline), r.left(), s.lookAgain))
 		select {
