@@ -145,13 +145,13 @@ func TestEndToEnd(t *testing.T) {
 	}
 }
 
-// launch starts the program at path as a -demo, and returns its URL once it
-// listens. It ends with the test.
-func launch(t *testing.T, path string) (base string, cmd *exec.Cmd) {
+// launch starts the program at path as a -demo with settings, and returns its URL
+// once it listens. It ends with the test.
+func launch(t *testing.T, path string, settings ...string) (base string, cmd *exec.Cmd) {
 	t.Helper()
 	logged := new(syncBuffer)
 	cmd = exec.Command(path, "-demo", "-addr", "127.0.0.1:0", "-qr-rate", "0")
-	cmd.Stderr = logged
+	cmd.Stderr, cmd.Env = logged, append(os.Environ(), settings...)
 	must(t, cmd.Start())
 	t.Cleanup(func() { cmd.Process.Kill() })
 	return listening(t, logged), cmd
