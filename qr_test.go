@@ -32,119 +32,78 @@ func program(t *testing.T, name, debianPackage string) string {
 	return ""
 }
 
-// drawn returns the picture of a text.
-func drawn(t *testing.T, text string) image.Image {
-	t.Helper()
+func TestTheCodeHasWholeModulesABorderAndLevelLowHoweverItIsDrawn(t *testing.T) {
+	const size = 4 + 29 + 4         // modules
+	text := strings.Repeat("a", 50) // level L takes 29 modules for it, M 33
+	svgDark := make(map[image.Point]bool)
 	data, err := qrPNG(text)
 	must(t, err)
 	picture, err := png.Decode(bytes.NewReader(data))
 	must(t, err)
-	return picture
-}
-
-func TestThePictureHasWholeModulesABorderAndLevelLow(t *testing.T) {
-	const border = 4 * modulePixels
-	text := strings.Repeat("a", 50) // level L takes 29 modules for it, M 33
-	picture := drawn(t, text)
-	size := 2*border + 29*modulePixels
-	if picture.Bounds() != image.Rect(0, 0, size, size) {
-		t.Fatalf("%v, want %d", picture.Bounds(), size)
-	}
-	dark := func(x, y int) bool { r, _, _, _ := picture.At(x, y).RGBA(); return r == 0 }
-	for y := range size {
-		for x := range size {
-			if inside := min(x, y, size-1-x, size-1-y) >= border; dark(x, y) && !inside {
-				t.Fatalf("the border is dark at %d, %d", x, y)
-			}
-			if dark(x, y) != dark(x-x%modulePixels, y-y%modulePixels) {
-				t.Fatalf("the module at %d, %d is of two colours", x, y)
-			}
+	svg, err := qrSVG(text)
+	must(t, err)
+	for _, run := range regexp.MustCompile(`M(\d+) (\d+)h(\d+)v1h-(\d+)z`).FindAllStringSubmatch(string(svg), -1) {
+		var x, y, wide int
+		fmt.Sscan(strings.Join(run[1:4], " "), &x, &y, &wide)
+		for i := range wide {
+			svgDark[image.Pt(x+i, y)] = true
 		}
 	}
-	half, err := qrText(text, false)
+	light, err := qrText(text, false) // on a dark terminal
 	must(t, err)
-	if line, _, _ := strings.Cut(string(half), "\n"); len([]rune(line)) != 4+29+4 {
-		t.Errorf("%d modules in text, want 37", len([]rune(line)))
+	dark, err := qrText(text, true)
+	must(t, err)
+	inText := func(drawn []byte, x, y int) bool { // a character is two modules high
+		character := []rune(strings.Split(string(drawn), "\n")[y/2])[x]
+		return strings.ContainsRune([]string{"█▀", "█▄"}[y%2], character)
+	}
+	if want := fmt.Sprintf(`viewBox="0 0 %d %d"`, size, size); !strings.Contains(string(svg), want) ||
+		picture.Bounds() != image.Rect(0, 0, size*modulePixels, size*modulePixels) {
+		t.Fatalf("PNG of %v, SVG %.200s, want %s", picture.Bounds(), svg, want)
+	}
+	for module := range size * size {
+		x, y := module%size, module/size
+		isDark := svgDark[image.Pt(x, y)]
+		if isDark && min(x, y, size-1-x, size-1-y) < 4 {
+			t.Fatalf("the border is dark at module %d, %d", x, y)
+		}
+		for pixel := range modulePixels * modulePixels {
+			at := picture.At(x*modulePixels+pixel%modulePixels, y*modulePixels+pixel/modulePixels)
+			if red, _, _, _ := at.RGBA(); (red == 0) != isDark {
+				t.Fatalf("module %d, %d of the PNG is not as in the SVG", x, y)
+			}
+		}
+		if inText(light, x, y) == isDark || inText(dark, x, y) != isDark {
+			t.Fatalf("module %d, %d of the text is not as in the SVG", x, y)
+		}
 	}
 	if _, err := qrPNG(strings.Repeat("a", 3000)); err == nil {
 		t.Error("3000 bytes fit a QR code")
 	}
 }
 
-// TestScannersReadThePicture has zbarimg read the PNG of both flows, on white
-// and on black, and the text as a dark terminal shows it.
+// TestScannersReadThePicture has zbarimg read the code of both flows, on white and
+// on black.
 func TestScannersReadThePicture(t *testing.T) {
 	zbarimg := program(t, "zbarimg", "zbar-tools")
 	w := newWorld(t, "PUBLIC_URL=https://login.example.com")
 	for _, begin := range []string{"getauthqr", "getloginqr"} {
 		qr := w.begin(t, begin)
-		out := w.do("GET", "/wechat/qr.png?ticket="+url.QueryEscape(qr.Ticket), "")
-		picture, err := png.Decode(out.Body)
+		picture, err := png.Decode(w.do("GET", "/wechat/qr.png?ticket="+url.QueryEscape(qr.Ticket), "").Body)
 		must(t, err)
-		text := w.do("GET", "/wechat/qr.txt?ticket="+url.QueryEscape(qr.Ticket), "").Body.String()
-		for name, shown := range map[string]image.Image{
-			"on white": paste(picture, color.White), "on black": paste(picture, color.Black), "as text": terminal(text),
-		} {
-			file := filepath.Join(t.TempDir(), "qr.png")
+		for _, ground := range []color.Color{color.White, color.Black} {
+			const margin = 50
+			page := image.NewRGBA(picture.Bounds().Inset(-margin))
+			draw.Draw(page, page.Bounds(), image.NewUniform(ground), image.Point{}, draw.Src)
+			draw.Draw(page, picture.Bounds(), picture, image.Point{}, draw.Src)
 			var encoded bytes.Buffer
-			must(t, png.Encode(&encoded, shown))
+			must(t, png.Encode(&encoded, page))
+			file := filepath.Join(t.TempDir(), "qr.png")
 			must(t, os.WriteFile(file, encoded.Bytes(), 0o600))
 			got, err := exec.Command(zbarimg, "--quiet", "--raw", "-Sdisable", "-Sqrcode.enable", file).Output()
 			if read := strings.TrimSuffix(string(got), "\n"); err != nil || read != qr.URL {
-				t.Errorf("%s %s: zbarimg reads %q, %v, want %q", begin, name, read, err, qr.URL)
+				t.Errorf("%s on %v: zbarimg reads %q, %v, want %q", begin, ground, read, err, qr.URL)
 			}
 		}
-	}
-}
-
-func paste(picture image.Image, ground color.Color) image.Image {
-	const margin = 50
-	page := image.NewRGBA(image.Rect(0, 0, picture.Bounds().Dx()+2*margin, picture.Bounds().Dy()+2*margin))
-	draw.Draw(page, page.Bounds(), image.NewUniform(ground), image.Point{}, draw.Src)
-	draw.Draw(page, picture.Bounds().Add(image.Pt(margin, margin)), picture, image.Point{}, draw.Src)
-	return page
-}
-
-// terminal draws half blocks as a terminal with white text on black does.
-func terminal(text string) image.Image {
-	const pixels = 4
-	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
-	page := image.NewGray(image.Rect(0, 0, pixels*len([]rune(lines[0])), 2*pixels*len(lines)))
-	for y, line := range lines {
-		for x, r := range []rune(line) {
-			for half := range 2 {
-				if r == '█' || r == '▀' && half == 0 || r == '▄' && half == 1 {
-					cell := image.Rect(x*pixels, (2*y+half)*pixels, (x+1)*pixels, (2*y+half+1)*pixels)
-					draw.Draw(page, cell, image.White, image.Point{}, draw.Src)
-				}
-			}
-		}
-	}
-	return paste(page, color.Black)
-}
-
-func TestSVGShowsTheModulesOfThePNG(t *testing.T) {
-	const text = "http://weixin.qq.com/q/02abcdefghijklmnop"
-	picture := drawn(t, text)
-	svg, err := qrSVG(text)
-	must(t, err)
-	size := picture.Bounds().Dx() / modulePixels
-	dark := make(map[image.Point]bool)
-	for _, run := range regexp.MustCompile(`M(\d+) (\d+)h(\d+)v1h-(\d+)z`).FindAllStringSubmatch(string(svg), -1) {
-		var x, y, wide int
-		fmt.Sscan(strings.Join(run[1:4], " "), &x, &y, &wide)
-		for i := range wide {
-			dark[image.Pt(x+i, y)] = true
-		}
-	}
-	for y := range size {
-		for x := range size {
-			if r, _, _, _ := picture.At(x*modulePixels, y*modulePixels).RGBA(); (r == 0) != dark[image.Pt(x, y)] {
-				t.Fatalf("module %d, %d: %v in the SVG", x, y, dark[image.Pt(x, y)])
-			}
-		}
-	}
-	if want := fmt.Sprintf(`viewBox="0 0 %d %d"`, size, size); !strings.Contains(string(svg), want) {
-		t.Errorf("no %s in %.200s", want, svg)
 	}
 }
