@@ -10,47 +10,31 @@ import (
 	"testing"
 )
 
-func TestOnlyTheDemosPagesMayStandInAFrame(t *testing.T) {
-	w := newWorld(t)
-	for _, demo := range []bool{true, false} {
-		w.config.demo = demo
-		for _, page := range []string{"/", "/static/html/loginsucceed.html", "/static/wxscan.js"} {
-			policy := w.do("GET", page, "").Header().Get("Content-Security-Policy")
-			self, none := strings.Contains(policy, "ancestors 'self'"), strings.Contains(policy, "ancestors 'none'")
-			if self != demo || none == demo {
-				t.Errorf("%s, demo %v: %s", page, demo, policy)
-			}
-		}
-	}
-}
-
-func TestTheLoginPageSaysWhereOneLogsInAndOffersTheFlowsInOrder(t *testing.T) {
-	for _, test := range []struct{ settings, heading, flows string }{
-		{"", "127.0.0.1:80", "scan,auth"},
-		{"SITE_NAME=A <b> & C", "A &lt;b&gt; &amp; C", "scan,auth"},
-		{"FLOWS=auth,scan", "127.0.0.1:80", "auth,scan"},
-	} {
-		page := newWorld(t, test.settings).do("GET", "/", "").Body.String()
-		for _, want := range []string{"</span> " + test.heading + "</h1>", `data-wxscan="` + test.flows + `"`} {
-			if !strings.Contains(page, want) {
-				t.Errorf("%s: no %s in %s", test.settings, want, page)
-			}
-		}
-	}
-}
-
-func TestTheLoginPageKnowsWhoIsLoggedIn(t *testing.T) {
+func TestTheLoginPageSaysWhereOneLogsInHowAndAsWhom(t *testing.T) {
+	const cookie, mallory = "wxscan_session=", `"><b>`
 	w := newWorld(t, "WECHAT_SCOPE=snsapi_userinfo")
 	qr := w.begin(t, "getauthqr")
-	w.scan(qr.Ticket, `"><b>`, "")
+	w.scan(qr.Ticket, mallory, "")
 	token := w.check(t, qr.Ticket, "").Token
-	for cookie, want := range map[string]string{
-		token:       `data-openid="&#34;&gt;&lt;b&gt;" data-nickname="&#34;&gt;&lt;b&gt;" data-avatar="http://127`,
-		token + "x": `data-openid=""`,
+	for _, test := range []struct{ setting, cookie, want string }{
+		{"", "", "</span> 127.0.0.1:80</h1>"},
+		{"SITE_NAME=A <b> & C", "", "</span> A &lt;b&gt; &amp; C</h1>"},
+		{"", "", `data-wxscan="scan,auth"`},
+		{"FLOWS=auth,scan", "", `data-wxscan="auth,scan"`},
+		{"", cookie + token, `data-openid="&#34;&gt;&lt;b&gt;" data-nickname="&#34;&gt;&lt;b&gt;" data-avatar="http://127`},
+		{"", cookie + token + "x", `data-openid=""`},
 	} {
-		page := w.do("GET", "/", "", "Cookie", "wxscan_session="+cookie).Body.String()
-		if !strings.Contains(page, want) {
-			t.Errorf("the page has no %s: %s", want, page)
+		other := newWorld(t, test.setting)
+		other.signer = w.signer
+		if page := other.do("GET", "/", "", "Cookie", test.cookie).Body.String(); !strings.Contains(page, test.want) {
+			t.Errorf("%s, %.40s: no %s in %s", test.setting, test.cookie, test.want, page)
+		}
+	}
+	w.config.demo = false // only the demo's pages may stand in a frame: see TestRoutes
+	for _, page := range []string{"/", "/static/html/loginsucceed.html", "/static/wxscan.js"} {
+		policy := w.do("GET", page, "").Header().Get("Content-Security-Policy")
+		if !strings.HasSuffix(policy, "; frame-ancestors 'none'") || strings.Contains(policy, "frame-src") {
+			t.Errorf("%s: %s", page, policy)
 		}
 	}
 }
