@@ -31,8 +31,7 @@ func TestWhatHoldsInMemoryHoldsInRedis(t *testing.T) {
 		TestAPhotographOfTheCodeTakesNoLogin, TestOneSignatureCarriesOneBody, TestAPushIsMatchedByItsScene,
 		TestPassiveReplyGoesToTheFirstWhoHasScanned,
 		TestNobodyIsLoggedInBeforeThePhoneConfirms, TestASecondScanChangesNoClaim,
-		TestThePhoneMayComeBackWhileItIsAsked,
-		TestACallbackOpenedAgainTellsWhatWasDecided, TestClaimExpiresWithItsTicket, TestPollHearsOfEachStep,
+		TestACallbackOpenedAgainTellsWhatWasDecided, TestPollHearsOfEachStep,
 		TestWhatThePageDoesNotAskForIsNoAnswer, TestAnswersWithinASecondDecideNothing,
 	} {
 		name := runtime.FuncForPC(reflect.ValueOf(test).Pointer()).Name()
