@@ -3,6 +3,7 @@ package main
 import (
 	"net/http/httptest"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -15,7 +16,7 @@ func (w *world) metricsFor(token string) *httptest.ResponseRecorder {
 	return w.do("GET", "/metrics", "", "peer", "127.0.0.1:1", "Authorization", authorization)
 }
 
-func TestMetricsTellWhatHasHappened(t *testing.T) {
+func TestMetricsAndLogTellWhatHasHappened(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "METRICS_TOKEN=letmein")
 		tells := func(lines ...string) {
@@ -35,7 +36,7 @@ func TestMetricsTellWhatHasHappened(t *testing.T) {
 		w.check(t, scan.Ticket, "25") // learns nothing new
 		w.scan(auth.Ticket, "alice", "")
 		w.scan(unpolled.Ticket, "alice", "")
-		w.begin(t, "getauthqr")
+		unused := w.begin(t, "getauthqr")
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		tells(`tickets_total{flow="scan"} 2`, `tickets_total{flow="auth"} 2`,
@@ -43,19 +44,23 @@ func TestMetricsTellWhatHasHappened(t *testing.T) {
 			`logins_total{flow="auth",outcome="done"} 1`, `logins_total{flow="auth",outcome="denied"} 1`,
 			`wechat_calls_total{path="/cgi-bin/qrcode/create",result="ok"} 2`,
 			"waiting_browsers 0", "live_tickets 0", "access_token_age_seconds 602")
+		for ticket, want := range map[string]string{auth.Ticket: "pending done ", unused.Ticket: "pending expired "} {
+			lines := regexp.MustCompile(`msg="login (\w+)" login=`+digest(ticket).String()[:8]+" flow=auth\n").
+				FindAllStringSubmatch(w.logged.String(), -1)
+			got := ""
+			for _, line := range lines {
+				got += line[1] + " "
+			}
+			equal(t, "lines with one ID", got, want)
+		}
 	})
 }
 
 func TestMetricsAreForTheTokenAlone(t *testing.T) {
 	w, open := newWorld(t), newWorld(t, "METRICS_TOKEN=letmein")
-	for _, test := range []struct {
-		w     *world
-		token string
-		want  int
-	}{{w, "", 404}, {w, "letmein", 404}, {open, "", 404}, {open, "letmeinx", 404}, {open, "letmein", 200}} {
-		if out := test.w.metricsFor(test.token); out.Code != test.want {
-			t.Errorf("%q: %d, want %d", test.token, out.Code, test.want)
-		}
+	equal(t, "without METRICS_TOKEN", w.metricsFor("").Code, 404)
+	for token, want := range map[string]int{"": 404, "letmeinx": 404, "letmein": 200} {
+		equal(t, token, open.metricsFor(token).Code, want)
 	}
 }
 
@@ -68,30 +73,4 @@ func TestPromtoolLikesTheMetrics(t *testing.T) {
 	if out, err := check.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("%v: %s", err, out)
 	}
-}
-
-func TestLinesOfALoginShareAnID(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		qr := w.begin(t, "getauthqr")
-		w.scan(qr.Ticket, "alice", "")
-		w.check(t, qr.Ticket, "")
-		w.check(t, qr.Ticket, "")
-		w.begin(t, "getloginqr")
-		time.Sleep(10 * time.Minute)
-		synctest.Wait()
-		var lines []string
-		for line := range strings.Lines(w.logged.String()) {
-			_, word, isLogin := strings.Cut(line, `msg="login `)
-			if isLogin && strings.Contains(line, "login="+digest(qr.Ticket).String()[:8]) {
-				lines = append(lines, word[:strings.Index(word, `"`)])
-			}
-		}
-		if got := strings.Join(lines, " "); got != "pending done" {
-			t.Errorf("lines: %s\n%s", got, w.logged)
-		}
-		if !strings.Contains(w.logged.String(), `msg="login expired"`) {
-			t.Errorf("no line on who never scanned: %s", w.logged)
-		}
-	})
 }
