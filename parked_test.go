@@ -122,7 +122,7 @@ func TestTinyHeadersTakeNoMemory(t *testing.T) {
 func waitFor(t *testing.T, base string, parked int) {
 	t.Helper()
 	want := fmt.Sprintf("\nwxscan_waiting_browsers %d\n", parked)
-	s := &soak{t: t, base: base, client: http.DefaultClient}
+	s := &soak{t: t, base: base, client: http.DefaultClient, enough: t.FailNow}
 	eventually(t, want, func() bool { return strings.Contains(s.metrics(), want) })
 }
 

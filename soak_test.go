@@ -26,9 +26,9 @@ type soak struct {
 	t      *testing.T
 	base   string
 	client *http.Client
-	ctx    context.Context // ends with the time for new work
+	ctx    context.Context // ends with the time for new work, or at the first fault
+	enough context.CancelFunc
 	logins atomic.Int64
-	faults atomic.Int64
 }
 
 // inTime fails the test, with all stacks, unless f returns in time.
@@ -44,43 +44,33 @@ func inTime(t *testing.T, d time.Duration, what string, f func()) {
 	}
 }
 
-// fault fails the test, and says why the first times.
 func (s *soak) fault(format string, args ...any) {
-	if s.faults.Add(1) <= 10 {
-		s.t.Errorf(format, args...)
-	}
+	s.t.Errorf(format, args...)
+	s.enough()
 }
 
-// send makes a request; headers are names and values. The answer to a request
-// that ctx ends is "", with status 0.
-func (s *soak) send(ctx context.Context, method, path, body string, headers ...string) (int, string) {
-	req, err := http.NewRequestWithContext(ctx, method, s.base+path, strings.NewReader(body))
+// ask makes a request, and returns the answer if it has the status that is wanted.
+// headers are names and values.
+func (s *soak) ask(method, path, body string, want int, headers ...string) string {
+	req, err := http.NewRequest(method, s.base+path, strings.NewReader(body))
 	must(s.t, err)
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])
 	}
-	var text []byte
 	resp, err := s.client.Do(req)
-	if err == nil {
-		text, err = io.ReadAll(resp.Body)
-		resp.Body.Close()
-	}
 	if err != nil {
-		if ctx.Err() == nil {
-			s.fault("%s %s: %v", method, path, err)
-		}
-		return 0, ""
+		s.fault("%s %s: %v", method, path, err)
+		return ""
 	}
-	return resp.StatusCode, string(text)
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err == nil && resp.StatusCode == want {
+		return string(text)
+	}
+	s.fault("%s %s: %d, %v, want %d", method, path, resp.StatusCode, err, want)
+	return ""
 }
 
-func (s *soak) get(path string, want int, headers ...string) string {
-	status, body := s.send(context.Background(), "GET", path, "", headers...)
-	if status != want {
-		s.fault("GET %s: %d, want %d", path, status, want)
-	}
-	return body
-}
+func (s *soak) get(path string, want int) string { return s.ask("GET", path, "", want) }
 
 func (s *soak) getJSON(path string, v any) {
 	if body := s.get(path, 200); json.Unmarshal([]byte(body), v) != nil {
@@ -88,7 +78,9 @@ func (s *soak) getJSON(path string, v any) {
 	}
 }
 
-func (s *soak) metrics() string { return s.get("/metrics", 200, "Authorization", "Bearer letmein") }
+func (s *soak) metrics() string {
+	return s.ask("GET", "/metrics", "", 200, "Authorization", "Bearer letmein")
+}
 
 // login is one login from its beginning to the session, with the browser's poll
 // parked meanwhile.
@@ -103,18 +95,17 @@ func (s *soak) login(begin, openID string) {
 		}
 		answered <- answer
 	}()
-	_, shown := s.send(context.Background(), "POST", "/demo/scan?openid="+openID+"&ticket="+qr.Ticket, "")
+	shown := s.ask("POST", "/demo/scan?openid="+openID+"&ticket="+qr.Ticket, "", 200)
 	if link := regexp.MustCompile(`/wechat/confirm\?s=\w+`).FindString(shown); link != "" {
 		s.decide(link, qr.Ticket)
 	}
 	answer := <-answered
 	if !answer.Login || answer.OpenID != openID {
 		s.fault("%s for %s ends as %+v; the phone shows %q", begin, openID, answer, shown)
-		return
 	}
+	s.ask("GET", "/wechat/session", "", 200, "Authorization", "Bearer "+answer.Token)
+	s.ask("POST", "/wechat/logout", "", 204)
 	s.logins.Add(1)
-	s.get("/wechat/session", 200, "Authorization", "Bearer "+answer.Token)
-	s.send(context.Background(), "POST", "/wechat/logout", "")
 }
 
 // decide answers the phone's question as an attentive person does.
@@ -128,17 +119,15 @@ func (s *soak) decide(link, ticket string) {
 		form.Set(field[1], field[2])
 	}
 	time.Sleep(holdBack + 100*time.Millisecond)
-	s.send(context.Background(), "POST", "/wechat/confirm", form.Encode(),
-		"Content-Type", "application/x-www-form-urlencoded")
+	s.ask("POST", "/wechat/confirm", form.Encode(), 200, "Content-Type", "application/x-www-form-urlencoded")
 }
 
 // look asks for everything that is no login. A poll is parked, and left.
 func (s *soak) look() {
 	var qr qrAnswer
 	s.getJSON("/wechat/getauthqr", &qr)
-	gone, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-	s.send(gone, "GET", "/wechat/checklogin?wait=30&ticket="+qr.Ticket, "")
-	cancel()
+	hasty := &http.Client{Transport: s.client.Transport, Timeout: 50 * time.Millisecond}
+	hasty.Get(s.base + "/wechat/checklogin?wait=30&ticket=" + qr.Ticket)
 	for path, want := range map[string]int{
 		"/wechat/qr.svg?ticket=" + qr.Ticket: 200, "/wechat/checklogin?wait=1&ticket=none": 200,
 		"/wechat/accessusercode?code=x&state=none": 200, "/wechat/confirm?s=none": 200, // the phone's page of failure
@@ -146,7 +135,6 @@ func (s *soak) look() {
 	} {
 		s.get(path, want)
 	}
-	s.send(context.Background(), "POST", "/wechat/message", "<xml></xml>") // 403, or 429 after some
 }
 
 // work works until ctx ends, and returns when all is answered.
@@ -199,9 +187,8 @@ func TestEverythingAtOnceNeverHangs(t *testing.T) {
 			transport := &http.Transport{MaxIdleConnsPerHost: 100}
 			t.Cleanup(transport.CloseIdleConnections)
 			s := &soak{t: t, base: base, client: &http.Client{Transport: transport, Timeout: bearable}}
-			var enough context.CancelFunc
-			s.ctx, enough = context.WithTimeout(t.Context(), d)
-			defer enough()
+			s.ctx, s.enough = context.WithTimeout(t.Context(), d)
+			defer s.enough()
 			inTime(t, d+2*bearable, "the requests end", s.work)
 			if t.Logf("%d logins in %v", s.logins.Load(), d); s.logins.Load() == 0 {
 				t.Error("nobody has logged in")
