@@ -375,9 +375,9 @@ func TestRoutes(t *testing.T) {
 }
 
 func TestLogin(t *testing.T) {
-	alice := login{OpenID: "alice"}
-	profile := login{"alice", "union-alice", "alice", "http://127.0.0.1:80/demo/avatar.svg"}
 	const ok, failed = "/static/html/loginsucceed.html", "/static/html/loginfailed.html?reason="
+	nobody, alice := login{}, login{OpenID: "alice"}
+	profile := login{"alice", "union-alice", "alice", "http://127.0.0.1:80/demo/avatar.svg"}
 	for _, test := range []struct {
 		name, begin, event, setting string
 		shown                       string // on the phone
@@ -388,9 +388,9 @@ func TestLogin(t *testing.T) {
 		{"flow A, in safe mode", "getloginqr", "scan", "WECHAT_AES_KEY=" + docKey, "您已登录 127.0.0.1:80（20:00）", alice},
 		{"flow B", "getauthqr", "allow", "", ok, alice},
 		{"flow B, with a profile", "getauthqr", "allow", "WECHAT_SCOPE=snsapi_userinfo", ok, profile},
-		{"flow A, not followed", "getloginqr", "decline", "", "没有关注", login{}},
-		{"flow B, declined", "getauthqr", "decline", "", failed + "denied", login{}},
-		{"flow B, virtual user", "getauthqr", "snapshot", "", failed + "snapshot", login{}},
+		{"flow A, not followed", "getloginqr", "decline", "", "没有关注", nobody},
+		{"flow B, declined", "getauthqr", "decline", "", failed + "denied", nobody},
+		{"flow B, virtual user", "getauthqr", "snapshot", "", failed + "snapshot", nobody},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -404,21 +404,17 @@ func TestLogin(t *testing.T) {
 				if _, shown := w.scan(qr.Ticket, "alice", test.event); !strings.Contains(shown, test.shown) {
 					t.Errorf("the phone shows %q, want %q", shown, test.shown)
 				}
-				want := pollAnswer{Status: statusPending, ExpiresIn: 300}
-				if test.want.OpenID != "" {
-					want = pollAnswer{Login: true, Status: statusDone, login: test.want}
+				pending := pollAnswer{Status: statusPending, ExpiresIn: 300}
+				got, want := w.check(t, qr.Ticket, ""), pending
+				equal(t, "the poll that is asked again", w.check(t, qr.Ticket, ""), got)
+				if test.want != nobody {
+					want = pollAnswer{Login: true, Status: statusDone, login: test.want, Token: got.Token}
+					claims, err := w.signer.verify(got.Token)
+					must(t, err)
+					equal(t, "the token's openid", claims.OpenID, "alice")
 				}
-				got, again := w.check(t, qr.Ticket, ""), w.check(t, qr.Ticket, "")
-				claims, err := w.signer.verify(got.Token)
-				if again != got || (err == nil) != want.Login || err == nil && claims.OpenID != "alice" {
-					t.Errorf("tokens %q, then %q, hold %+v, %v", got.Token, again.Token, claims, err)
-				}
-				if got.Token = ""; got != want {
-					t.Errorf("poll: %+v, want %+v", got, want)
-				}
-				if got := w.check(t, other.Ticket, ""); got.Login {
-					t.Errorf("another browser is logged in: %+v", got)
-				}
+				equal(t, "poll", got, want)
+				equal(t, "another browser's poll", w.check(t, other.Ticket, ""), pending)
 			})
 		})
 	}
@@ -444,17 +440,9 @@ func TestPollWakesAtTheScan(t *testing.T) {
 
 func TestCallback(t *testing.T) {
 	w := newWorld(t)
-	scan, auth := w.begin(t, "getloginqr"), w.begin(t, "getauthqr")
-	callback := func(state, code string) string {
-		out := w.do("GET", "/wechat/accessusercode?"+url.Values{"state": {state}, "code": {code}}.Encode(), "")
-		if out.Code != http.StatusSeeOther {
-			t.Errorf("status %d", out.Code)
-		}
-		return strings.TrimPrefix(out.Header().Get("Location"), "/static/html/")
-	}
-	state := digest(auth.Ticket).String()
+	scan, auth, another := w.begin(t, "getloginqr"), w.begin(t, "getauthqr"), w.begin(t, "getauthqr")
 	const ok, failed = "loginsucceed.html", "loginfailed.html?reason="
-	good := w.code(t, "alice", "allow")
+	state, good := digest(auth.Ticket).String(), w.code(t, "alice", "allow")
 	for _, test := range []struct{ name, state, code, want string }{
 		{"no state", "", good, failed + "expired"},
 		{"state of no ticket", digest("x").String(), good, failed + "expired"},
@@ -467,16 +455,18 @@ func TestCallback(t *testing.T) {
 		{"the same callback again", state, good, ok},
 		{"another's code after the login", state, w.code(t, "bob", "allow"), failed + "used"},
 		{"declined after the login", state, "authdeny", failed + "denied"},
+		{"a code that was used for another ticket", digest(another.Ticket).String(), good, failed + "used"},
 	} {
-		equal(t, test.name, callback(test.state, test.code), test.want)
+		equal(t, test.name+" leads", w.back(test.state, test.code, ""), test.want)
 	}
-	equal(t, "exchanges", w.called("/sns/oauth2/access_token"), 2)
-	if got := w.check(t, auth.Ticket, ""); got.OpenID != "alice" {
-		t.Errorf("logged in: %+v", got)
-	}
-	if got := callback(digest(w.begin(t, "getauthqr").Ticket).String(), good); got != failed+"used" {
-		t.Errorf("a code used for another ticket: %s", got)
-	}
+	equal(t, "exchanges", w.called("/sns/oauth2/access_token"), 3)
+	equal(t, "logged in", w.check(t, auth.Ticket, "").OpenID, "alice")
+}
+
+// back opens the callback, and returns the page of static/html that it leads to.
+func (w *world) back(state, code, peer string) (page string) {
+	callback := "/wechat/accessusercode?" + url.Values{"state": {state}, "code": {code}}.Encode()
+	return strings.TrimPrefix(w.do("GET", callback, "", "peer", peer).Header().Get("Location"), "/static/html/")
 }
 
 // Whoever sees flow A's QR code can make WeChat's ticket: of the link that the
@@ -487,27 +477,24 @@ func TestAPhotographOfTheCodeTakesNoLogin(t *testing.T) {
 			w := newWorld(t, "CONFIRM="+confirm)
 			qr := w.begin(t, begin)
 			guesses := []string{digest(qr.Ticket).String(), qr.URL}
-			made := time.Now()
 			for i := range 298 {
-				at := made.Add(time.Duration(i-149) * time.Second)
+				at := time.Now().Add(time.Duration(i-149) * time.Second)
 				guesses = append(guesses, wechatTicket(qr.URL, at, 5*time.Minute))
 			}
 			isRight := func(guess string) bool { return strings.HasSuffix(qr.WeChatQRURL, "="+url.QueryEscape(guess)) }
 			if begin == "getloginqr" && !slices.ContainsFunc(guesses, isRight) {
 				t.Fatalf("WeChat's ticket, in %s, is not among the guesses", qr.WeChatQRURL)
 			}
-			find := func(when string) {
+			for _, when := range []string{"before the scan", "after the scan"} {
 				for _, guess := range guesses {
 					if got := w.check(t, guess, ""); got != (pollAnswer{Status: statusExpired}) {
 						t.Errorf("%s, CONFIRM=%s, %s: %q polls the login: %+v", begin, confirm, when, guess, got)
 					}
 				}
+				w.scan(qr.Ticket, "alice", "")
 			}
-			find("before the scan")
-			w.scan(qr.Ticket, "alice", "")
-			find("after the scan")
-			if got := w.check(t, qr.Ticket, ""); got.Status == statusPending || got.Status == statusExpired {
-				t.Errorf("%s: the owner of the ticket sees %q", begin, got.Status)
+			if got := w.check(t, qr.Ticket, "").Status; got != statusDone && got != statusScanned {
+				t.Errorf("%s: the owner of the ticket sees %q", begin, got)
 			}
 		}
 	}
@@ -516,31 +503,22 @@ func TestAPhotographOfTheCodeTakesNoLogin(t *testing.T) {
 // A person with made-up codes must not deny the login to the right one.
 func TestMadeUpCodesDenyNobodyTheLogin(t *testing.T) {
 	w := newWorld(t)
-	qr := w.begin(t, "getauthqr")
-	back := func(code, peer string) string {
-		target := "/wechat/accessusercode?code=" + code + "&state=" + digest(qr.Ticket).String()
-		return w.do("GET", target, "", "peer", peer).Header().Get("Location")
-	}
+	ticket := w.begin(t, "getauthqr").Ticket
+	state := digest(ticket).String()
 	for i := range 25 {
-		want := "expired"
+		want := "loginfailed.html?reason=expired"
 		if i >= 10 {
-			want = "unavailable"
+			want = "loginfailed.html?reason=unavailable"
 		}
-		if got := back("made-up"+strconv.Itoa(i), "203.0.113.66:1"); !strings.HasSuffix(got, want) {
-			t.Errorf("made-up code %d: %s, want %s", i, got, want)
-		}
+		equal(t, "made-up code "+strconv.Itoa(i), w.back(state, "made-up"+strconv.Itoa(i), "203.0.113.66:1"), want)
 	}
 	equal(t, "made-up codes of one client reached WeChat", w.called("/sns/oauth2/access_token"), 10)
-	if got := back(w.code(t, "alice", "allow"), "203.0.113.7:1"); !strings.HasSuffix(got, "loginsucceed.html") {
-		t.Errorf("alice's phone: %s", got)
-	}
-	if got := w.check(t, qr.Ticket, ""); got.OpenID != "alice" {
-		t.Errorf("logged in: %+v", got)
-	}
+	equal(t, "alice's phone", w.back(state, w.code(t, "alice", "allow"), "203.0.113.7:1"), "loginsucceed.html")
+	equal(t, "logged in", w.check(t, ticket, "").OpenID, "alice")
 }
 
 func TestFlowBWorksWhileFlowAFails(t *testing.T) {
-	w := newWorld(t, "MAX_TICKETS=1")
+	w := newWorld(t)
 	w.setFault(refusing("stable_token", 40164, "invalid ip 203.0.113.7, not in whitelist rid: 1"))
 	out := w.do("GET", "/wechat/getloginqr", "")
 	if got := out.Body.String(); out.Code != 502 || !strings.Contains(got, `{"error":"wechat_refused",`) ||
@@ -555,14 +533,16 @@ func TestFlowBWorksWhileFlowAFails(t *testing.T) {
 	qr := w.begin(t, "getauthqr")
 	w.scan(qr.Ticket, "alice", "")
 	equal(t, "flow B's login", w.check(t, qr.Ticket, "").OpenID, "alice")
+}
 
-	w.setFault(nil) // but there are as many tickets as may be
+func TestTooManyTickets(t *testing.T) {
+	w := newWorld(t, "MAX_TICKETS=1")
+	w.begin(t, "getauthqr")
 	for _, path := range []string{"/wechat/getauthqr", "/wechat/getloginqr"} {
 		out := w.do("GET", path, "")
-		if out.Code != 503 || out.Header().Get("Retry-After") != "5" ||
-			!strings.HasPrefix(out.Body.String(), `{"error":"too_many_tickets",`) {
-			t.Errorf("%s: %d %s", path, out.Code, out.Body)
-		}
+		equal(t, path, out.Code, 503)
+		equal(t, "Retry-After", out.Header().Get("Retry-After"), "5")
+		equal(t, "error", out.Body.String()[:len(`{"error":"too_many_tickets"`)], `{"error":"too_many_tickets"`)
 	}
 	equal(t, "calls of WeChat for nothing", w.called("/cgi-bin/qrcode/create"), 0)
 }
@@ -743,46 +723,30 @@ func TestOtherSitesSpendAndReadNothingUnlessAllowed(t *testing.T) {
 	}
 }
 
-func TestAPictureIsKeptAsLongAsItsTicket(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		qr := w.begin(t, "getauthqr")
-		for _, test := range []struct {
-			after time.Duration
-			want  string
-		}{
-			{0, "private, max-age=300"}, {100 * time.Second, "private, max-age=200"},
-			{199*time.Second + 500*time.Millisecond, "private, max-age=0"}, // rather too short than too long
-			{500 * time.Millisecond, "no-store"},                           // it has expired
-		} {
-			time.Sleep(test.after)
-			got := w.do("GET", "/wechat/qr.txt?ticket="+qr.Ticket, "").Header().Get("Cache-Control")
-			equal(t, fmt.Sprintf("Cache-Control %v later", test.after), got, test.want)
-		}
-	})
-}
-
-func TestOneClientGetsTenTimesAsManyPictures(t *testing.T) {
+func TestPicturesAreKeptAsLongAsTheirTicketAndDrawnTenTimesAsOften(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "QR_RATE=3")
-		ticket := w.begin(t, "getauthqr").Ticket
-		const one, other = "203.0.113.7:1", "203.0.113.8:1"
-		look := func(path, peer string, want int) http.Header {
+		picture := "/wechat/qr.svg?ticket=" + w.begin(t, "getauthqr").Ticket
+		const one, other, no = "203.0.113.7:1", "203.0.113.8:1", "no-store"
+		look := func(path, peer string, status int, kept string) {
 			t.Helper()
-			out := w.do("GET", "/wechat/"+path, "", "peer", peer)
-			equal(t, path, out.Code, want)
-			return out.Header()
+			out := w.do("GET", path, "", "peer", peer)
+			equal(t, path, out.Code, status)
+			equal(t, "Cache-Control", out.Header().Get("Cache-Control"), kept)
+			equal(t, "Retry-After after 429", out.Header().Get("Retry-After") == "60", status == 429)
 		}
-		for i := range 30 {
-			look([]string{"qr.txt?ticket=", "qr.svg?ticket="}[i%2]+ticket, one, 200)
-			look("qr.png?ticket=none", one, 404) // costs nothing, and does not count
+		for range 30 {
+			look(picture, one, 200, "private, max-age=300")
+			look("/wechat/qr.png?ticket=none", one, 404, no) // costs nothing, and does not count
 		}
-		header := look("qr.txt?ticket="+ticket, one, 429)
-		equal(t, "Retry-After", header.Get("Retry-After"), "60")
-		equal(t, "Cache-Control", header.Get("Cache-Control"), "no-store")
-		look("qr.txt?ticket="+ticket, other, 200)
-		look("getauthqr", one, 200)
+		look(picture, one, 429, no)
+		look(picture, other, 200, "private, max-age=300")
+		look("/wechat/getauthqr", one, 200, no)
 		time.Sleep(time.Minute)
-		look("qr.txt?ticket="+ticket, one, 200)
+		look(picture, one, 200, "private, max-age=240")
+		time.Sleep(4*time.Minute - time.Second/2)
+		look(picture, one, 200, "private, max-age=0") // rather too short than too long
+		time.Sleep(time.Second / 2)
+		look(picture, one, 404, no)
 	})
 }

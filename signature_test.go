@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/cipher"
 	"encoding/base64"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -116,8 +115,9 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// FuzzOpen: what we seal opens to the same. Whatever else comes is errSealed, or
-// opens to less than it has, as it may: see TestWhoSealedAMessageIsNotForOpenToTell.
+// FuzzOpen: what we seal opens to the same, and what does not open is errSealed. That a
+// message opens does not tell who sealed it: in CBC, whoever changes a bit of one block
+// changes the same bit of the next block's message, without the key.
 func FuzzOpen(f *testing.F) {
 	f.Add("", []byte("message"))
 	f.Add(docEncrypt, []byte(docMessage))
@@ -127,34 +127,8 @@ func FuzzOpen(f *testing.F) {
 		if err != nil || !bytes.Equal(got, message) {
 			t.Errorf("a sealed %q opens to %q, %v", message, got, err)
 		}
-		got, err = key.open(encrypt, docAppID)
-		if err != nil && (err != errSealed || got != nil) {
+		if got, err := key.open(encrypt, docAppID); err != nil && (err != errSealed || got != nil) {
 			t.Errorf("open = %q, %v, want errSealed alone", got, err)
 		}
-		room := base64.StdEncoding.DecodedLen(len(encrypt)) - 16 - 4 - len(docAppID) - 1
-		if err == nil && len(got) > room {
-			t.Errorf("%q opens to %q, for which it has no room", encrypt, got)
-		}
 	})
-}
-
-// In CBC, whoever changes a bit of one block changes the same bit of the next
-// block's message, without the key.
-func TestWhoSealedAMessageIsNotForOpenToTell(t *testing.T) {
-	w := newWorld(t, "WECHAT_AES_KEY="+docKey)
-	qr := w.begin(t, "getloginqr")
-	query, body, err := w.config.signedPush("alice", "SCAN", "s", qr.Ticket)
-	must(t, err)
-	encrypt := regexp.MustCompile(`<Encrypt>(.*)</Encrypt>`).FindSubmatch(body)[1]
-	sealed, err := base64.StdEncoding.DecodeString(string(encrypt))
-	must(t, err)
-	sealed[4] ^= '<' ^ '>' // in the next block, after the four bytes of the length, < begins the message
-	altered := base64.StdEncoding.EncodeToString(sealed)
-	if got, err := w.config.aesKey.open(altered, w.config.appID); err != nil || !bytes.HasPrefix(got, []byte(">xml>")) {
-		t.Errorf("the altered message opens to %.20q, %v", got, err)
-	}
-	out := w.do("POST", "/wechat/message?"+query.Encode(), strings.Replace(string(body), string(encrypt), altered, 1))
-	if out.Code != 403 || w.check(t, qr.Ticket, "").Login {
-		t.Errorf("an altered push: %d %s", out.Code, out.Body)
-	}
 }
