@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -240,9 +241,7 @@ func (w *world) scan(ticket, openID, event string) (int, string) {
 }
 
 // signed returns a signed query for /wechat/message.
-func (w *world) signed() string {
-	return w.signedAt(time.Now())
-}
+func (w *world) signed() string { return w.signedAt(time.Now()) }
 
 func (w *world) signedAt(at time.Time) string {
 	timestamp, nonce := strconv.FormatInt(at.Unix(), 10), rand.Text()
@@ -282,16 +281,13 @@ func TestRoutes(t *testing.T) {
 		{"URL check answers the echostr raw", "GET", message + good + "&echostr=%3C437%26", "", 200, plainText + " <4"},
 		{"URL check with a slash is no redirect", "GET", message + "/" + good + "&echostr=437", "", 200, "437"},
 		{"URL check with a bad signature", "GET", message + bad + "&echostr=437", "", 403, "bad_signature"},
-		{"URL check without a signature", "GET", message + "?echostr=437", "", 403, "bad_signature"},
 		{"unsigned push logs nobody in", "POST", message, mallory, 403, "bad_signature"},
-		{"badly signed push logs nobody in", "POST", message + bad, mallory, 403, "bad_signature"},
 		{"unsigned push that claims to be sealed logs nobody in", "POST", message + "?encrypt_type=aes&" +
 			"msg_signature=x&nonce=n&timestamp=" + fmt.Sprint(time.Now().Unix()), mallory, 403, "bad_signature"},
 		{"signature comes before size", "POST", message + bad, most + " ", 403, "bad_signature"},
 		{"push over 64 KiB", "POST", message + good, most + " ", 413, "too_large"},
 		{"push of 64 KiB", "POST", message + "?" + w.signed(), most, 200, "success"},
 		{"push that is no XML", "POST", message + good, `{"a":1}`, 400, "bad_push"},
-		{"push cut off", "POST", message + good, "<xml><Event>SCAN", 400, "bad_push"},
 		{"push with another root", "POST", message + good, "<html></html>", 400, "bad_push"},
 		{"push with a second root", "POST", message + good, "<xml></xml><xml></xml>", 400, "bad_push"},
 		{"push with a trailing slash", "POST", message + "/" + good, "<xml></xml>\n", 200, "success"},
@@ -302,18 +298,17 @@ func TestRoutes(t *testing.T) {
 		{"QR code of no ticket", "GET", "/wechat/qr.txt", "", 404, "not_found"},
 		{"poll of a pending ticket", "GET", poll + ticket, "", 200, `"status":"pending","expiresIn":300}`},
 		{"poll of an unknown ticket", "GET", poll + "?ticket=x&wait=25", "", 200, expired},
-		{"poll by the digest, of who photographs the QR code", "GET", poll + photographed, "", 200, expired},
 		{"poll of no ticket", "GET", poll, "", 400, "missing_ticket"},
 		{"poll of an empty ticket", "GET", poll + "?ticket=", "", 200, expired},
 		{"poll with a nonsensical wait", "GET", poll + ticket + "&wait=x", "", 200, "pending"},
 		{"flow B's URL, to be copied", "GET", "/wechat/getauthqr", "", 200, "&response_type=code&"},
-		{"callback of nobody", "GET", "/wechat/accessusercode", "", 303, ""},
 		{"login page to go back", "GET", "/?return_to=/7?a=1%26b=2&c", "", 200, `data-return-to="/7?a=1%26b=2&amp;c"`},
 		{"login page to go astray", "GET", "/?return_to=//evil.com", "", 200, `data-return-to=""`},
 		{"login page to break out of", "GET", "/?return_to=/%22x=%22y", "", 200, `data-return-to="/%22x=%22y"`},
 		{"file that proves our domain", "GET", "/MP_verify_aB3xyz.txt", "", 200, plainText + " aB3xyz"},
 		{"file that proves another's", "GET", "/MP_verify_other.txt", "", 404, nothing},
 		{"phone's page", "GET", "/static/html/loginfailed.html?reason=used", "", 200, "登录未完成"},
+		{"script", "GET", "/static/wxscan.js", "", 200, "text/javascript"},
 		{"no listing of static", "GET", "/static/", "", 404, nothing},
 		{"no listing below static", "GET", "/static/html", "", 404, nothing},
 		{"no page that is yet to be filled in", "GET", "/static/index.html", "", 404, nothing},
@@ -339,39 +334,38 @@ func TestRoutes(t *testing.T) {
 			if out.Code != test.status || !strings.Contains(said, test.want) {
 				t.Errorf("%d %.200q, want %d and %q", out.Code, said, test.status, test.want)
 			}
-			want := map[string]string{"Content-Security-Policy": policy, "Cache-Control": "no-store",
-				"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
-			switch isFile := strings.HasPrefix(test.target, "/static/"); {
-			case out.Code == 200 && isFile:
-				want["Cache-Control"] = "no-cache"
-				fallthrough
-			case out.Code == 200 && strings.HasPrefix(header.Get("Content-Type"), "text/html"):
-				want["Content-Security-Policy"] = pagePolicy
+			wantPolicy, kept := policy, "no-store"
+			switch kind := header.Get("Content-Type"); {
+			case out.Code == 200 && strings.HasPrefix(test.target, "/static/"):
+				wantPolicy, kept = pagePolicy, "no-cache"
+			case out.Code == 200 && strings.HasPrefix(kind, "text/html"):
+				wantPolicy = pagePolicy
 			case out.Code == 200 && strings.HasPrefix(test.target, "/wechat/qr."):
-				delete(want, "Cache-Control") // it depends on the ticket
+				kept = header.Get("Cache-Control") // it depends on the ticket
 			}
-			for name, want := range want {
-				equal(t, name, header.Get(name), want)
-			}
-			for name := range header {
-				if strings.HasPrefix(name, "Access-Control-") {
-					t.Errorf("CORS header %s", name)
-				}
-			}
+			equal(t, "Content-Security-Policy", header.Get("Content-Security-Policy"), wantPolicy)
+			equal(t, "Cache-Control", header.Get("Cache-Control"), kept)
+			equal(t, "X-Content-Type-Options", header.Get("X-Content-Type-Options"), "nosniff")
+			equal(t, "Referrer-Policy", header.Get("Referrer-Policy"), "same-origin")
 		})
 	}
 	equal(t, "after all that flow A's ticket is", w.check(t, scan.Ticket, "").Status, statusPending)
 	equal(t, "and flow B's", w.check(t, auth.Ticket, "").Status, statusPending)
 	equal(t, "tickets", w.local.count.Load(), 4) // one is the code's, one a row's
-	if log := w.logged.String(); !strings.Contains(log, "GET /wechat/message") || strings.Contains(log, "echostr") {
-		t.Errorf("the log tells URLs, or no routes: %s", log)
+	log := w.logged.String()
+	for _, says := range []string{`level=WARN msg="request failed" route="GET /wechat/message" status=403`,
+		`level=DEBUG msg="request failed" route=/ status=404`} {
+		if !strings.Contains(log, says) || strings.Contains(log, "echostr") {
+			t.Errorf("the log tells URLs, or does not say %s: %s", says, log)
+		}
 	}
-	header := w.do("GET", "/static/wxscan.js", "").Header()
-	etag, kind := header.Get("ETag"), header.Get("Content-Type")
-	again := w.do("GET", "/static/wxscan.js", "", "If-None-Match", etag)
-	if etag == "" || again.Code != 304 || !strings.HasPrefix(kind, "text/javascript") {
-		t.Errorf("%v, then %d", header, again.Code)
+	out := httptest.NewRecorder()
+	w.fail(out, httptest.NewRequest("GET", "/", nil), errors.New("what is inside"))
+	if out.Code != 500 || !strings.HasPrefix(out.Body.String(), `{"error":"internal","message":"something went wrong`) {
+		t.Errorf("an error that nobody knows: %d %s", out.Code, out.Body)
 	}
+	etag := w.do("GET", "/static/wxscan.js", "").Header().Get("ETag")
+	equal(t, "a file once more", w.do("GET", "/static/wxscan.js", "", "If-None-Match", etag).Code, 304)
 }
 
 func TestLogin(t *testing.T) {
@@ -515,6 +509,10 @@ func TestMadeUpCodesDenyNobodyTheLogin(t *testing.T) {
 	equal(t, "made-up codes of one client reached WeChat", w.called("/sns/oauth2/access_token"), 10)
 	equal(t, "alice's phone", w.back(state, w.code(t, "alice", "allow"), "203.0.113.7:1"), "loginsucceed.html")
 	equal(t, "logged in", w.check(t, ticket, "").OpenID, "alice")
+	for range 11 { // of the same office
+		state := digest(w.begin(t, "getauthqr").Ticket).String()
+		equal(t, "bob's phone", w.back(state, w.code(t, "bob", "allow"), "203.0.113.7:1"), "loginsucceed.html")
+	}
 }
 
 func TestFlowBWorksWhileFlowAFails(t *testing.T) {
@@ -564,12 +562,16 @@ func newLocalServer(t testing.TB, h http.Handler) string {
 
 func TestStrangersCannotFillTheLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		for minute := 1; minute <= 2; minute++ { // 10 of bad signatures, and 600 that there were too many
-			for range 1000 {
+		w := newWorld(t, "TICKET_TTL=1h")
+		state := digest(w.begin(t, "getauthqr").Ticket).String()
+		for minute := 1; minute <= 2; minute++ {
+			for i := range 1000 {
 				w.do("POST", "/wechat/message?signature=x", "")
+				w.back(state, "made-up", fmt.Sprintf("10.0.%d.%d:1", i/250, i%250))
 			}
-			equal(t, "lines", strings.Count(w.logged.String(), "request failed"), 610*minute)
+			log := w.logged.String()
+			equal(t, "lines of bad signatures, and of too many", strings.Count(log, "request failed"), 610*minute)
+			equal(t, "lines of made-up codes", strings.Count(log, "no login by web authorization"), 600*minute)
 			time.Sleep(time.Minute)
 		}
 	})
@@ -633,6 +635,7 @@ func TestOnlyAFetchOfOurOwnBringsASession(t *testing.T) {
 		{"our page's fetch", "same-origin", "cors", "empty", "", "*/*", true},
 		{"our page's fetch, of which a proxy lets only this through", "same-origin", "", "", "", "", true},
 		{"a link on our page", "same-origin", "navigate", "document", "", "text/html", false},
+		{"a link on our page, of which a proxy lets only this through", "same-origin", "navigate", "", "", "", false},
 		{"a picture that is posted on our page", "same-origin", "no-cors", "image", "", "image/*", false},
 		{"typed, of which a proxy lets only this through", "none", "", "", "", "", false},
 		{"an allowed site's fetch", "cross-site", "cors", "empty", front, "*/*", true},
@@ -658,7 +661,7 @@ func TestOnlyAFetchOfOurOwnBringsASession(t *testing.T) {
 func TestOtherSitesSpendAndReadNothingUnlessAllowed(t *testing.T) {
 	const own, front, evil = "https://login.example.com", "https://www.example.com", "https://evil.example.com"
 	closed := newWorld(t)
-	w := newWorld(t, "PUBLIC_URL=https://Login.Example.com:443", "QR_RATE=3", // origins are compared as browsers write them
+	w := newWorld(t, "PUBLIC_URL=https://Login.Example.com:443", "QR_RATE=3", // as browsers do not write origins
 		"ALLOWED_ORIGINS=HTTPS://WWW.Example.com:443,https://www.example.com:80,http://[2001:DB8:0:0::1]:80")
 	ask := func(w *world, method, path, site, origin string) *httptest.ResponseRecorder {
 		return w.do(method, path, "", "peer", "203.0.113.7:1", "Sec-Fetch-Site", site, "Origin", origin)

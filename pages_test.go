@@ -11,7 +11,7 @@ import (
 )
 
 func TestTheLoginPageSaysWhereOneLogsInHowAndAsWhom(t *testing.T) {
-	const cookie, mallory = "wxscan_session=", `"><b>`
+	const cookie, mallory, escaped = "wxscan_session=", `"><b>`, "&#34;&gt;&lt;b&gt;"
 	w := newWorld(t, "WECHAT_SCOPE=snsapi_userinfo")
 	qr := w.begin(t, "getauthqr")
 	w.scan(qr.Ticket, mallory, "")
@@ -21,7 +21,7 @@ func TestTheLoginPageSaysWhereOneLogsInHowAndAsWhom(t *testing.T) {
 		{"SITE_NAME=A <b> & C", "", "</span> A &lt;b&gt; &amp; C</h1>"},
 		{"", "", `data-wxscan="scan,auth"`},
 		{"FLOWS=auth,scan", "", `data-wxscan="auth,scan"`},
-		{"", cookie + token, `data-openid="&#34;&gt;&lt;b&gt;" data-nickname="&#34;&gt;&lt;b&gt;" data-avatar="http://127`},
+		{"", cookie + token, `data-openid="` + escaped + `" data-nickname="` + escaped + `" data-avatar="http://127`},
 		{"", cookie + token + "x", `data-openid=""`},
 	} {
 		other := newWorld(t, test.setting)

@@ -90,7 +90,8 @@ func (s *soak) login(begin, openID string) {
 	answered := make(chan pollAnswer, 1)
 	go func() {
 		var answer pollAnswer
-		for end := time.Now().Add(bearable); !answer.Login && answer.Status != statusExpired && time.Now().Before(end); {
+		end := time.Now().Add(bearable)
+		for !answer.Login && answer.Status != statusExpired && time.Now().Before(end) {
 			s.getJSON("/wechat/checklogin?ticket="+qr.Ticket+"&wait=1&status="+string(answer.Status), &answer)
 		}
 		answered <- answer
