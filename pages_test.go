@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
-	"path"
 	"regexp"
 	"strings"
 	"testing"
@@ -26,9 +25,8 @@ func TestTheLoginPageSaysWhereOneLogsInHowAndAsWhom(t *testing.T) {
 	} {
 		other := newWorld(t, test.setting)
 		other.signer = w.signer
-		if page := other.do("GET", "/", "", "Cookie", test.cookie).Body.String(); !strings.Contains(page, test.want) {
-			t.Errorf("%s, %.40s: no %s in %s", test.setting, test.cookie, test.want, page)
-		}
+		page := other.do("GET", "/", "", "Cookie", test.cookie).Body.String()
+		equal(t, test.setting+" shows "+test.want, strings.Contains(page, test.want), true)
 	}
 	w.config.demo = false // only the demo's pages may stand in a frame: see TestRoutes
 	for _, page := range []string{"/", "/static/html/loginsucceed.html", "/static/wxscan.js"} {
@@ -53,20 +51,13 @@ func TestTheSimulatedChatShowsLinksAsLinksAndAllElseAsText(t *testing.T) {
 
 func TestPagesHaveNothingInline(t *testing.T) {
 	inline := regexp.MustCompile(`<style|<script>|\s(style|on[a-z]+)=|javascript:|https?://`)
-	pages := 0
-	must(t, fs.WalkDir(static, "static", func(name string, _ fs.DirEntry, err error) error {
-		if err != nil || path.Ext(name) != ".html" {
-			return err
-		}
-		pages++
+	pages, err := fs.Glob(static, "static/*/*.html")
+	must(t, err)
+	equal(t, "pages, besides the login page", len(pages), 4)
+	for _, name := range append(pages, "static/index.html") {
 		page, err := static.ReadFile(name)
-		for _, found := range inline.FindAll(page, -1) {
-			t.Errorf("%s has %q", name, found)
-		}
-		return err
-	}))
-	if pages < 5 {
-		t.Errorf("only %d pages are looked at", pages)
+		must(t, err)
+		equal(t, name+" has", inline.FindString(string(page)), "")
 	}
 }
 

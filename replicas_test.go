@@ -27,7 +27,7 @@ func TestWhatHoldsInMemoryHoldsInRedis(t *testing.T) {
 		TestTicketBelongsToItsFlow, TestTicketIsIssuedOnce, TestAllWaitersWakeAtOnce, TestWaitEnds, TestNoWakeUpIsLost,
 		TestFirstScanWinsARace, TestOneDecisionUnderAnyRace, TestACodeIsClaimedOnce, TestInvalidCodesDoNotUseUpATicket,
 		TestACodeOfATicketThatExpiresMeanwhileIsNoLogin, TestACodeWhoseReplicaDiedIsClaimedAgain,
-		TestLogin, TestCallback, TestPollWakesAtTheScan, TestMadeUpCodesDenyNobodyTheLogin,
+		TestLogin, TestCallback, TestOnlyAFetchOfOurOwnBringsASession, TestMadeUpCodesDenyNobodyTheLogin,
 		TestAPhotographOfTheCodeTakesNoLogin, TestOneSignatureCarriesOneBody, TestAPushIsMatchedByItsScene,
 		TestPassiveReplyGoesToTheFirstWhoHasScanned,
 		TestNobodyIsLoggedInBeforeThePhoneConfirms, TestASecondScanChangesNoClaim,
