@@ -223,10 +223,8 @@ func TestPollHearsOfEachStep(t *testing.T) {
 			{"25&status=scanned", statusDone, 10 * time.Second},
 			{"25&status=done", statusDone, 10 * time.Second},
 		} {
-			got := w.check(t, qr.Ticket, test.wait).Status
-			if at := time.Since(start); got != test.want || at != test.at {
-				t.Errorf("wait=%s: %q at %v, want %q at %v", test.wait, got, at, test.want, test.at)
-			}
+			equal(t, "wait="+test.wait, w.check(t, qr.Ticket, test.wait).Status, test.want)
+			equal(t, "wait="+test.wait+" ends at", time.Since(start), test.at)
 		}
 	})
 }

@@ -81,7 +81,8 @@ func TestWhatDoesNotOpenFailsAlike(t *testing.T) {
 		"padding of 0":                encrypted(random + "\x00\x00\x00\x05hello" + strings.Repeat("x", 22) + "\x00"),
 		"padding of 37, which is %":   encrypted(random + "\x00\x00\x00\x05hello" + docAppID + strings.Repeat("%", 37)),
 		"padding that is not uniform": encrypted(random + "\x00\x00\x00\x05hello" + docAppID + "\x01\x01\x01\x01\x05"),
-		"shorter than its header":     encrypted(strings.Repeat("\x10", 16)),
+		"shorter than its header":     encrypted(docAppID + strings.Repeat("\x0e", 14)),
+		"a message that goes on":      encrypted(random + "\x00\x00\x00\x04hello" + docAppID + five),
 		"a message beyond the end":    encrypted(random + "\x00\x00\x03\xe8hello" + docAppID + five),
 		"a message of 4 GiB":          encrypted(random + "\xff\xff\xff\xffhello" + docAppID + five),
 	} {
@@ -94,7 +95,7 @@ func TestWhatDoesNotOpenFailsAlike(t *testing.T) {
 func TestParseAESKey(t *testing.T) {
 	const spare = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQ" // spare bits set in the last
 	for key, want := range map[string]bool{docKey: true, spare: true, "": false, docKey[1:]: false,
-		docKey + "A": false, docKey[1:] + "\n": false, docKey[1:] + "!": false, docKey[1:] + "=": false} {
+		docKey + "A": false, docKey + "\n": false, docKey[1:] + "\n": false, docKey[1:] + "!": false, docKey[1:] + "=": false} {
 		if _, err := parseAESKey(key); (err == nil) != want {
 			t.Errorf("%q: %v", key, err)
 		}
