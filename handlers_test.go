@@ -36,7 +36,7 @@ type world struct {
 	// fault, if set, sees a call of WeChat's API first. It is true if it answered.
 	fault func(w http.ResponseWriter, r *http.Request) bool
 
-	mu    sync.Mutex
+	mu    sync.Mutex     // guards fault, calls, issued
 	calls map[string]int // calls of WeChat's API, by path
 
 	answers, begun *syncBuffer // what was answered, and that to getloginqr and getauthqr
@@ -107,16 +107,15 @@ func (w *world) record(h http.Handler) http.Handler {
 			h.ServeHTTP(rw, r)
 			return
 		}
-		out := httptest.NewRecorder()
-		h.ServeHTTP(out, r)
-		maps.Copy(rw.Header(), out.Header())
-		rw.WriteHeader(out.Code)
-		rw.Write(out.Body.Bytes())
-		kept := w.answers
+		out, kept := httptest.NewRecorder(), w.answers
 		if strings.HasPrefix(r.URL.Path, "/wechat/get") {
 			kept = w.begun // the one place where tickets are told
 		}
+		h.ServeHTTP(out, r)
 		fmt.Fprintln(kept, out.Header(), out.Body)
+		maps.Copy(rw.Header(), out.Header())
+		rw.WriteHeader(out.Code)
+		rw.Write(out.Body.Bytes())
 	})
 }
 
@@ -220,6 +219,8 @@ func (w *world) begin(t testing.TB, what string, headers ...string) (qr qrAnswer
 	if err := json.Unmarshal(out.Body.Bytes(), &qr); err != nil || out.Code != 200 || qr.Ticket == "" {
 		t.Fatalf("%s: %d %s", what, out.Code, out.Body)
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.issued = append(w.issued, qr.Ticket)
 	return qr
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -122,8 +121,8 @@ func TestTinyHeadersTakeNoMemory(t *testing.T) {
 func waitFor(t *testing.T, base string, parked int) {
 	t.Helper()
 	want := fmt.Sprintf("\nwxscan_waiting_browsers %d\n", parked)
-	s := &soak{t: t, base: base, client: http.DefaultClient, enough: t.FailNow}
-	eventually(t, want, func() bool { return strings.Contains(s.metrics(), want) })
+	w := remote(t, base)
+	eventually(t, want, func() bool { return strings.Contains(w.metricsFor("letmein").Body.String(), want) })
 }
 
 func TestBrowserThatGoesAwayFreesItsPlaceAtOnce(t *testing.T) {

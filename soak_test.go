@@ -2,15 +2,14 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"os"
-	"regexp"
 	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -21,14 +20,17 @@ import (
 // bearable is how long a test bears a request before it takes the server to hang.
 const bearable = 5 * time.Second
 
-// A soak uses all of a -demo at once, over real sockets, for some time.
-type soak struct {
-	t      *testing.T
-	base   string
-	client *http.Client
-	ctx    context.Context // ends with the time for new work, or at the first fault
-	enough context.CancelFunc
-	logins atomic.Int64
+// remote returns a world whose server is at base, to be asked over real sockets. A
+// request that is not answered in time is answered with 502.
+func remote(t *testing.T, base string) *world {
+	to, err := url.Parse(base)
+	must(t, err)
+	proxy := httputil.NewSingleHostReverseProxy(to)
+	transport := &http.Transport{MaxIdleConnsPerHost: 100, ResponseHeaderTimeout: bearable}
+	t.Cleanup(transport.CloseIdleConnections)
+	proxy.Transport = transport
+	proxy.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, err error) { http.Error(w, err.Error(), 502) }
+	return &world{handler: proxy}
 }
 
 // inTime fails the test, with all stacks, unless f returns in time.
@@ -44,117 +46,44 @@ func inTime(t *testing.T, d time.Duration, what string, f func()) {
 	}
 }
 
-func (s *soak) fault(format string, args ...any) {
-	s.t.Errorf(format, args...)
-	s.enough()
-}
-
-// ask makes a request, and returns the answer if it has the status that is wanted.
-// headers are names and values.
-func (s *soak) ask(method, path, body string, want int, headers ...string) string {
-	req, err := http.NewRequest(method, s.base+path, strings.NewReader(body))
-	must(s.t, err)
-	for i := 0; i < len(headers); i += 2 {
-		req.Header.Set(headers[i], headers[i+1])
-	}
-	resp, err := s.client.Do(req)
-	if err != nil {
-		s.fault("%s %s: %v", method, path, err)
-		return ""
-	}
-	defer resp.Body.Close()
-	if text, err := io.ReadAll(resp.Body); err == nil && resp.StatusCode == want {
-		return string(text)
-	}
-	s.fault("%s %s: %d, %v, want %d", method, path, resp.StatusCode, err, want)
-	return ""
-}
-
-func (s *soak) get(path string, want int) string { return s.ask("GET", path, "", want) }
-
-func (s *soak) getJSON(path string, v any) {
-	if body := s.get(path, 200); json.Unmarshal([]byte(body), v) != nil {
-		s.fault("GET %s: %q", path, body)
-	}
-}
-
-func (s *soak) metrics() string {
-	return s.ask("GET", "/metrics", "", 200, "Authorization", "Bearer letmein")
-}
-
 // login is one login from its beginning to the session, with the browser's poll
-// parked meanwhile.
-func (s *soak) login(begin, openID string) {
-	var qr qrAnswer
-	s.getJSON("/wechat/"+begin, &qr)
+// parked meanwhile, and an attentive person where the phone asks.
+func (w *world) login(t *testing.T, begin, openID string) {
+	ticket := w.begin(t, begin).Ticket
 	answered := make(chan pollAnswer, 1)
 	go func() {
 		var answer pollAnswer
-		end := time.Now().Add(bearable)
-		for !answer.Login && answer.Status != statusExpired && time.Now().Before(end) {
-			s.getJSON("/wechat/checklogin?ticket="+qr.Ticket+"&wait=1&status="+string(answer.Status), &answer)
+		for answer.Status == "" || answer.Status == statusPending || answer.Status == statusScanned {
+			answer = w.check(t, ticket, "1&status="+string(answer.Status))
 		}
 		answered <- answer
 	}()
-	shown := s.ask("POST", "/demo/scan?openid="+openID+"&ticket="+qr.Ticket, "", 200)
-	if link := regexp.MustCompile(`/wechat/confirm\?s=\w+`).FindString(shown); link != "" {
-		s.decide(link, qr.Ticket)
+	if secret := w.claim(ticket, openID); secret != "" {
+		hidden, _ := w.askedPhone(secret)
+		time.Sleep(holdBack + 100*time.Millisecond)
+		w.submit("/wechat/confirm", append(hidden, "answer", w.check(t, ticket, "").Number)...)
 	}
 	answer := <-answered
-	if !answer.Login || answer.OpenID != openID {
-		s.fault("%s for %s ends as %+v; the phone shows %q", begin, openID, answer, shown)
-	}
-	s.ask("GET", "/wechat/session", "", 200, "Authorization", "Bearer "+answer.Token)
-	s.ask("POST", "/wechat/logout", "", 204)
-	s.logins.Add(1)
-}
-
-// decide answers the phone's question as an attentive person does.
-func (s *soak) decide(link, ticket string) {
-	page := s.get(link, 200)
-	var answer pollAnswer
-	s.getJSON("/wechat/checklogin?ticket="+ticket, &answer)
-	form := url.Values{"answer": {answer.Number}}
-	hidden := regexp.MustCompile(`type="hidden" name="(\w+)" value="([^"]*)"`)
-	for _, field := range hidden.FindAllStringSubmatch(page, -1) {
-		form.Set(field[1], field[2])
-	}
-	time.Sleep(holdBack + 100*time.Millisecond)
-	s.ask("POST", "/wechat/confirm", form.Encode(), 200, "Content-Type", "application/x-www-form-urlencoded")
+	equal(t, begin+" logs in", answer.OpenID, openID)
+	session := w.do("GET", "/wechat/session", "", "Authorization", "Bearer "+answer.Token)
+	equal(t, "session", session.Code, 200)
+	equal(t, "logout", w.do("POST", "/wechat/logout", "").Code, 204)
 }
 
 // look asks for everything that is no login. A poll is parked, and left.
-func (s *soak) look() {
-	var qr qrAnswer
-	s.getJSON("/wechat/getauthqr", &qr)
-	hasty := &http.Client{Transport: s.client.Transport, Timeout: 50 * time.Millisecond}
-	hasty.Get(s.base + "/wechat/checklogin?wait=30&ticket=" + qr.Ticket)
+func (w *world) look(t *testing.T) {
+	ticket := "?ticket=" + w.begin(t, "getauthqr").Ticket
+	gone, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	poll := httptest.NewRequestWithContext(gone, "GET", "/wechat/checklogin"+ticket+"&wait=30", nil)
+	w.handler.ServeHTTP(httptest.NewRecorder(), poll)
 	for path, want := range map[string]int{
-		"/wechat/qr.svg?ticket=" + qr.Ticket: 200, "/wechat/checklogin?wait=1&ticket=none": 200,
-		"/wechat/accessusercode?code=x&state=none": 200, "/wechat/confirm?s=none": 200, // the phone's page of failure
-		"/wechat/session": 401, "/": 200, "/static/wxscan.js": 200, "/healthz": 200, "/none": 404, "/metrics": 404,
+		"/wechat/qr.svg" + ticket: 200, "/wechat/checklogin?wait=1&ticket=none": 200, "/wechat/confirm?s=none": 303,
+		"/wechat/accessusercode?code=x&state=none": 303, "/wechat/session": 401, "/": 200, "/static/wxscan.js": 200,
+		"/healthz": 200, "/none": 404, "/metrics": 404,
 	} {
-		s.get(path, want)
+		equal(t, path, w.do("GET", path, "").Code, want)
 	}
-}
-
-// work works until ctx ends, and returns when all is answered.
-func (s *soak) work() {
-	var all sync.WaitGroup
-	loop := func(work func(i int)) {
-		all.Go(func() {
-			for i := 0; s.ctx.Err() == nil; i++ {
-				work(i)
-			}
-		})
-	}
-	for n, begin := range []string{"getloginqr", "getauthqr", "getlogincode", "getloginqr", "getauthqr"} {
-		loop(func(i int) { s.login(begin, fmt.Sprintf("user-%d-%d", n, i)) })
-		loop(func(int) { s.metrics() })
-		loop(func(int) { s.getJSON("/wechat/"+begin, new(qrAnswer)) })
-	}
-	loop(func(int) { s.look() })
-	all.Wait()
 }
 
 // TestEverythingAtOnceNeverHangs soaks the program, and the server with CONFIRM, each
@@ -185,18 +114,29 @@ func TestEverythingAtOnceNeverHangs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			base, end := begin(t)
-			transport := &http.Transport{MaxIdleConnsPerHost: 100}
-			t.Cleanup(transport.CloseIdleConnections)
-			s := &soak{t: t, base: base, client: &http.Client{Transport: transport, Timeout: bearable}}
-			s.ctx, s.enough = context.WithTimeout(t.Context(), d)
-			defer s.enough()
-			inTime(t, d+2*bearable, "the requests end", s.work)
-			if t.Logf("%d logins in %v", s.logins.Load(), d); s.logins.Load() == 0 {
+			w := remote(t, base)
+			ctx, enough := context.WithTimeout(t.Context(), d)
+			defer enough()
+			var all sync.WaitGroup
+			var logins atomic.Int64
+			loop := func(work func(i int)) {
+				all.Go(func() {
+					for i := 0; ctx.Err() == nil && !t.Failed(); i++ {
+						work(i)
+					}
+				})
+			}
+			for n, begin := range []string{"getloginqr", "getauthqr", "getlogincode", "getloginqr", "getauthqr"} {
+				loop(func(i int) { w.login(t, begin, fmt.Sprintf("user-%d-%d", n, i)); logins.Add(1) })
+				loop(func(int) { equal(t, "/metrics", w.metricsFor("letmein").Code, 200) })
+				loop(func(int) { w.begin(t, begin) })
+			}
+			loop(func(int) { w.look(t) })
+			inTime(t, d+2*bearable, "the requests end", all.Wait)
+			if t.Logf("%d logins in %v", logins.Load(), d); logins.Load() == 0 {
 				t.Error("nobody has logged in")
 			}
-			s.client.Timeout = 2 * time.Second // polls wait for one
-			s.look()
-			s.login("getauthqr", "last")
+			inTime(t, 5*time.Second, "a login after all that", func() { w.look(t); w.login(t, "getauthqr", "last") })
 			inTime(t, 8*time.Second, "the end", func() { must(t, end()) })
 		})
 	}
