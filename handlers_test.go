@@ -447,6 +447,21 @@ func (w *world) back(state, code, peer string) (page string) {
 	return strings.TrimPrefix(w.do("GET", callback, "", "peer", peer).Header().Get("Location"), "/static/html/")
 }
 
+func TestACallbackOpenedTwiceAtOnceIsExchangedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		state, code, start := digest(w.begin(t, "getauthqr").Ticket).String(), w.code(t, "alice", "allow"), time.Now()
+		w.setFault(func(http.ResponseWriter, *http.Request) bool { time.Sleep(3 * time.Second); return false })
+		var both sync.WaitGroup
+		for range 2 {
+			both.Go(func() { equal(t, "it leads", w.back(state, code, ""), "loginsucceed.html") })
+		}
+		both.Wait()
+		equal(t, "both are answered after", time.Since(start), 3*time.Second)
+		equal(t, "exchanges", w.called("/sns/oauth2/access_token"), 1)
+	})
+}
+
 // Whoever sees flow A's QR code can make WeChat's ticket: of the link that the
 // code shows, the time and the ticket's life.
 func TestAPhotographOfTheCodeTakesNoLogin(t *testing.T) {
