@@ -294,7 +294,7 @@ func TestRoutes(t *testing.T) {
 		{"QR code as PNG", "GET", "/wechat/qr.png" + ticket, "", 200, "PNG"},
 		{"QR code as SVG", "GET", "/wechat/qr.svg" + ticket, "", 200, "image/svg+xml <svg"},
 		{"QR code as text", "GET", "/wechat/qr.txt" + ticket, "", 200, plainText + " ████"},
-		{"QR code as text, dark on light", "GET", "/wechat/qr.txt" + ticket + "&invert=1", "", 200, plainText + "     "},
+		{"QR code in dark on light", "GET", "/wechat/qr.txt" + ticket + "&invert=1", "", 200, plainText + "     "},
 		{"QR code by the digest that it shows", "GET", "/wechat/qr.png" + photographed, "", 404, "not_found"},
 		{"QR code of no ticket", "GET", "/wechat/qr.txt", "", 404, "not_found"},
 		{"poll of a pending ticket", "GET", poll + ticket, "", 200, `"status":"pending","expiresIn":300}`},
