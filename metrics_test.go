@@ -47,11 +47,11 @@ func TestMetricsAndLogTellWhatHasHappened(t *testing.T) {
 		for ticket, want := range map[string]string{auth.Ticket: "pending done ", unused.Ticket: "pending expired "} {
 			lines := regexp.MustCompile(`msg="login (\w+)" login=`+digest(ticket).String()[:8]+" flow=auth\n").
 				FindAllStringSubmatch(w.logged.String(), -1)
-			got := ""
+			var got strings.Builder
 			for _, line := range lines {
-				got += line[1] + " "
+				got.WriteString(line[1] + " ")
 			}
-			equal(t, "lines with one ID", got, want)
+			equal(t, "lines with one ID", got.String(), want)
 		}
 	})
 }
