@@ -257,8 +257,6 @@ func (s *server) waitForNews(w http.ResponseWriter, r *http.Request, k key, d ti
 		return
 	}
 	defer leave()
-	// The server's ReadTimeout would end the request's context meanwhile.
-	http.NewResponseController(w).SetReadDeadline(time.Now().Add(d + readTimeout))
 	s.tickets.wait(r.Context(), k, d, func(now *record) bool {
 		seen = cmp.Or(seen, now.Status)
 		return now.Status != seen
