@@ -100,10 +100,12 @@ func scanned(t testing.TB, base, ticket, openID string) {
 	}
 }
 
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
 // allowed returns the callback to which the authorize page leads, once openID has agreed.
 func allowed(t testing.TB, page, openID string) (callback string) {
 	t.Helper()
-	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := http.Client{CheckRedirect: noRedirect}
 	resp, err := client.PostForm(page, url.Values{"openid": {openID}, "event": {"allow"}})
 	must(t, err)
 	resp.Body.Close()
