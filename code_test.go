@@ -54,7 +54,11 @@ func (w *world) deliver(t testing.TB, inner string) string {
 		Inner   string   `xml:",innerxml"`
 	}{Inner: inner})
 	must(t, err)
-	out := w.do("POST", "/api/wechat?"+query.Encode(), string(body))
+	path := "/wechat/message"
+	if w.config.apiToken != "" {
+		path = "/api/wechat"
+	}
+	out := w.do("POST", path+"?"+query.Encode(), string(body))
 	switch {
 	case out.Code != 200:
 		t.Errorf("a push: %d %s", out.Code, out.Body)

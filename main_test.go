@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"crypto/ecdsa"
@@ -11,11 +10,11 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
-	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -31,13 +30,13 @@ import (
 	"time"
 )
 
-// start runs wxscan and returns its URL, once it listens. stop ends it.
+// start runs wxscan and returns its URL, once it listens, and all its output. stop ends it.
 func start(t *testing.T, getenv func(string) string, args ...string) (
 	url string, logged *syncBuffer, stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended, logged := make(chan error, 1), new(syncBuffer)
-	go func() { ended <- run(ctx, args, getenv, io.Discard, io.MultiWriter(logged, t.Output())) }()
+	go func() { ended <- run(ctx, args, getenv, logged, io.MultiWriter(logged, t.Output())) }()
 	stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { stop() })
 	return listening(t, logged), logged, stop
@@ -119,15 +118,16 @@ func polled(t testing.TB, base, ticket, wait string) (answer pollAnswer) {
 }
 
 func TestEndToEnd(t *testing.T) {
-	for _, test := range []struct{ addr, public, aesKey string }{
-		{"127.0.0.1:0", "", docKey}, {":0", "http://192.168.7.7:8080", ""},
+	for _, test := range []struct{ addr, public, aesKey, language, open string }{
+		{"127.0.0.1:0", "", docKey, "C", "open"}, {":0", "http://192.168.7.7:8080", "", "zh_CN.UTF-8", "请打开"},
 	} {
-		getenv := only("PUBLIC_URL="+test.public, "WECHAT_AES_KEY="+test.aesKey)
+		getenv := only("PUBLIC_URL="+test.public, "WECHAT_AES_KEY="+test.aesKey, "LANG="+test.language)
 		base, logged, stop := start(t, getenv, "-demo", "-addr", test.addr)
 		base = "http://127.0.0.1" + base[strings.LastIndex(base, ":"):]
-		for _, begin := range []string{"getloginqr", "getauthqr"} {
+		public := cmp.Or(test.public, base)
+		for _, begin := range bothFlows {
 			qr := begun(t, base, begin)
-			if !strings.HasPrefix(qr.URL, cmp.Or(test.public, base)+"/demo/") {
+			if !strings.HasPrefix(qr.URL, public+"/demo/") {
 				t.Errorf("%+v: the phone is sent to %q", test, qr.URL)
 			}
 			var scan sync.WaitGroup
@@ -140,10 +140,11 @@ func TestEndToEnd(t *testing.T) {
 			}
 			scan.Wait()
 		}
-		if !strings.Contains(logged.String(), "ANYONE CAN LOG IN AS ANYONE") {
-			t.Error("-demo does not say that anyone can log in as anyone")
-		}
 		must(t, stop())
+		if got := logged.String(); !strings.HasPrefix(got, test.open+" "+public+"\n") ||
+			!strings.Contains(got, "ANYONE CAN LOG IN AS ANYONE") || strings.Contains(got, "interface_url") {
+			t.Errorf("-demo says %s", got)
+		}
 	}
 }
 
@@ -171,6 +172,8 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	flag.Set("test.parallel", "8") // tests that run in parallel mostly wait
 	programDir, _ = os.MkdirTemp("", "wxscan")
 	code := m.Run()
 	endBrowsers()
@@ -185,10 +188,11 @@ func build(t *testing.T) string {
 	return filepath.Join(programDir, "wxscan")
 }
 
-// parkedPolls begins logins and parks a poll for each.
-func parkedPolls(t *testing.T, client *http.Client, base string, polls int) (answers chan pollAnswer) {
+// endsAtOnce parks polls, each of a login of its own, and has all of them answered and
+// the server ended within two seconds.
+func endsAtOnce(t *testing.T, client *http.Client, base string, polls int, end func() error) {
 	t.Helper()
-	answers = make(chan pollAnswer, polls)
+	answers := make(chan pollAnswer, polls)
 	for range polls {
 		var qr qrAnswer
 		_, err := ask(client, "GET", base+"/wechat/getauthqr", &qr)
@@ -199,21 +203,16 @@ func parkedPolls(t *testing.T, client *http.Client, base string, polls int) (ans
 			answers <- answer
 		}()
 	}
-	time.Sleep(500 * time.Millisecond) // let them park
-	if len(answers) > 0 {
-		t.Fatal("polls end before the shutdown")
-	}
-	return answers
-}
-
-// endsAtOnce has all parked polls answered and the server ended within two seconds.
-func endsAtOnce(t *testing.T, answers chan pollAnswer, end func() error) {
-	t.Helper()
+	s := &soak{base: base, client: client}
+	parked := fmt.Sprintf("\nwxscan_waiting_browsers %d\n", polls)
+	eventually(t, "all polls are parked", func() bool {
+		return strings.Contains(s.get("/metrics", 200, "Authorization", "Bearer letmein"), parked)
+	})
 	begun := time.Now()
 	if err := end(); err != nil || time.Since(begun) > 2*time.Second {
 		t.Errorf("ended with %v after %v", err, time.Since(begun))
 	}
-	for range cap(answers) {
+	for range polls {
 		if answer := <-answers; answer.Status != statusPending || answer.ExpiresIn < 200 {
 			t.Fatalf("a parked poll is answered %+v", answer)
 		}
@@ -221,54 +220,66 @@ func endsAtOnce(t *testing.T, answers chan pollAnswer, end func() error) {
 }
 
 func TestTermAnswersAThousandParkedPolls(t *testing.T) {
-	base, cmd := launch(t, build(t))
+	t.Parallel()
+	base, cmd := launch(t, build(t), "METRICS_TOKEN=letmein")
 	silent, err := net.Dial("tcp", strings.TrimPrefix(base, "http://")) // Shutdown alone would wait for it
 	must(t, err)
 	defer silent.Close()
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1000}}
-	endsAtOnce(t, parkedPolls(t, client, base, 1000), func() error {
+	endsAtOnce(t, client, base, 1000, func() error {
 		must(t, cmd.Process.Signal(syscall.SIGTERM))
 		return cmd.Wait()
 	})
 }
 
-func TestShutdownAnswersThePollsParkedOnOneHTTP2Connection(t *testing.T) {
-	base, client, stop := startTLS(t)
-	resp, err := client.Get(base + "/healthz")
-	must(t, err)
-	resp.Body.Close()
-	if resp.ProtoMajor != 2 || resp.Header.Get("Strict-Transport-Security") != "max-age=31536000" {
-		t.Errorf("answered by %s, %v", resp.Proto, resp.Header)
+func TestHTTPSHasHTTP2AndReadsAChangedCertificate(t *testing.T) {
+	t.Parallel()
+	certFile, keyFile := certificate(t)
+	base, _, stop := start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile, "QR_RATE=0", "METRICS_TOKEN=letmein"),
+		"-addr", "127.0.0.1:0")
+	base = "https" + strings.TrimPrefix(base, "http")
+	for serial := range int64(2) {
+		selfSigned(t, certFile, keyFile, serial+7)
+		transport := &http.Transport{ForceAttemptHTTP2: true, MaxConnsPerHost: 1,
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+		t.Cleanup(transport.CloseIdleConnections)
+		client := &http.Client{Transport: transport}
+		resp, err := client.Get(base + "/healthz")
+		must(t, err)
+		resp.Body.Close()
+		if got := resp.TLS.PeerCertificates[0].SerialNumber.Int64(); got != serial+7 || resp.ProtoMajor != 2 ||
+			resp.Header.Get("Strict-Transport-Security") != "max-age=31536000" {
+			t.Errorf("certificate %d, want %d; %s, %v", got, serial+7, resp.Proto, resp.Header)
+		}
+		if serial == 1 { // all on one connection
+			endsAtOnce(t, client, base, 100, stop)
+		}
 	}
-	endsAtOnce(t, parkedPolls(t, client, base, 100), stop)
 }
 
 func TestLoginsGoOnWhileNobodyReadsTheLog(t *testing.T) {
+	t.Parallel()
 	unread, stderr := io.Pipe() // a write waits for a read
 	defer unread.Close()
 	ctx, stop := context.WithCancel(t.Context())
-	address := freeAddress(t)
-	ended := make(chan error, 1)
-	go func() { ended <- run(ctx, []string{"-demo", "-addr", address}, none, io.Discard, stderr) }()
-	base := "http://" + address
-	for range 500 {
-		if _, err := ask(http.DefaultClient, "GET", base+"/wechat/getauthqr", nil); err == nil {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	base, ended := "http://"+freeAddress(t), make(chan error, 1)
+	args := []string{"-demo", "-addr", strings.TrimPrefix(base, "http://")}
+	go func() { ended <- run(ctx, args, none, io.Discard, stderr) }()
+	eventually(t, "it listens", func() bool {
+		_, err := ask(http.DefaultClient, "GET", base+"/healthz", nil)
+		return err == nil
+	})
 	for range 20 {
 		qr := begun(t, base, "getloginqr")
 		scanned(t, base, qr.Ticket, "alice")
-		if got := polled(t, base, qr.Ticket, "5"); got.OpenID != "alice" {
-			t.Fatalf("%+v", got)
-		}
+		equal(t, "who is logged in", polled(t, base, qr.Ticket, "5").OpenID, "alice")
 	}
 	stop()
 	must(t, <-ended)
 }
 
 func TestShutdownWaitsForRequestsInFlight(t *testing.T) {
+	t.Parallel()
 	release, arrived := make(chan bool), make(chan bool, 2) // a token is fetched, and a QR code made
 	weChat := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		arrived <- true
@@ -276,17 +287,14 @@ func TestShutdownWaitsForRequestsInFlight(t *testing.T) {
 		io.WriteString(w, `{"access_token":"t","expires_in":7200,"ticket":"t","url":"u"}`)
 	}))
 	base, _, stop := start(t, with("WECHAT_API_BASE="+weChat), "-addr", "127.0.0.1:0")
-	status := make(chan int, 1)
-	go func() {
-		got, _ := ask(http.DefaultClient, "GET", base+"/wechat/getloginqr", nil)
-		status <- got
-	}()
+	var status int
+	var request sync.WaitGroup
+	request.Go(func() { status, _ = ask(http.DefaultClient, "GET", base+"/wechat/getloginqr", nil) })
 	<-arrived
 	time.AfterFunc(200*time.Millisecond, func() { close(release) })
 	must(t, stop())
-	if got := <-status; got != 200 {
-		t.Errorf("the request in flight ends with %d", got)
-	}
+	request.Wait()
+	equal(t, "the request in flight ends with", status, 200)
 }
 
 // A pipeListener accepts the connections that dial makes in memory, so that
@@ -374,31 +382,33 @@ func TestDrippingClientsAreCutWithin30Seconds(t *testing.T) {
 	})
 }
 
+// TestParkedPollIsNotCut polls for longer than a request may take to come.
 func TestParkedPollIsNotCut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, l := inMemory(t)
-		qr := w.begin(t, "getauthqr")
-		conn, start := l.dial(), time.Now()
-		defer conn.Close()
-		left := 300 * time.Second
-		// On one connection, which a proxy may share among browsers.
-		for _, wait := range []string{"30", "99999999999999999999", "-1000", "-9223372037", "30"} {
-			fmt.Fprintf(conn, "GET /wechat/checklogin?wait=%s&ticket=%s HTTP/1.1\r\nHost: x\r\n\r\n", wait, qr.Ticket)
-			want := maxWait * time.Second
-			if wait[0] == '-' {
-				want = 0
+	pair, err := tls.LoadX509KeyPair(certificate(t))
+	must(t, err)
+	for url, certificates := range map[string][]tls.Certificate{"http://wx.test": nil, "https://wx.test": {pair}} {
+		synctest.Test(t, func(t *testing.T) {
+			w, l := inMemory(t, certificates...)
+			// One connection, which a proxy may share among browsers.
+			transport := &http.Transport{ForceAttemptHTTP2: true, MaxConnsPerHost: 1,
+				TLSClientConfig: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}},
+				DialContext:     func(context.Context, string, string) (net.Conn, error) { return l.dial(), nil }}
+			t.Cleanup(transport.CloseIdleConnections)
+			poll := url + "/wechat/checklogin?ticket=" + w.begin(t, "getauthqr").Ticket + "&wait="
+			left := 300 * time.Second
+			for wait, want := range map[string]time.Duration{"30": maxWait * time.Second, "-1000": 0, "-9223372037": 0,
+				"99999999999999999999": maxWait * time.Second} {
+				var answer pollAnswer
+				start := time.Now()
+				_, err := ask(&http.Client{Transport: transport}, "GET", poll+wait, &answer)
+				left -= want
+				if took := time.Since(start); err != nil || answer.Status != statusPending || took != want ||
+					answer.ExpiresIn != ceil(left) {
+					t.Errorf("%s, wait=%s: %+v, %v after %v", url, wait, answer, err, took)
+				}
 			}
-			left -= want
-			answer := make([]byte, 4096)
-			n, err := conn.Read(answer)
-			pending := fmt.Sprintf(`"status":"pending","expiresIn":%d`, ceil(left))
-			took := time.Since(start)
-			if err != nil || took != want || !strings.Contains(string(answer[:n]), pending) {
-				t.Fatalf("%q, %v after %v", answer[:n], err, took)
-			}
-			start = time.Now()
-		}
-	})
+		})
+	}
 }
 
 func TestGarbageOnTheWireHarmsNobody(t *testing.T) {
@@ -424,43 +434,6 @@ func TestGarbageOnTheWireHarmsNobody(t *testing.T) {
 		}
 		w.begin(t, "getloginqr")
 	})
-}
-
-func TestParallelLoginsDoNotCross(t *testing.T) {
-	base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0")
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1000}}
-	var wg sync.WaitGroup
-	for i := range 200 {
-		wg.Go(func() {
-			openID := fmt.Sprint("user", i)
-			pause := func() { time.Sleep(time.Duration(mathrand.IntN(300)) * time.Millisecond) }
-			pause()
-			var qr qrAnswer
-			if _, err := ask(client, "GET", base+"/wechat/"+[]string{"getloginqr", "getauthqr"}[i%2], &qr); err != nil {
-				t.Error(err)
-				return
-			}
-			ticket := url.QueryEscape(qr.Ticket)
-			wg.Go(func() {
-				pause()
-				if _, err := ask(client, "POST", base+"/demo/scan?openid="+openID+"&ticket="+ticket, nil); err != nil {
-					t.Error(err)
-				}
-			})
-			wait := []string{"", "&wait=25"}[i/2%2]
-			for answer := (pollAnswer{}); !answer.Login; {
-				_, err := ask(client, "GET", base+"/wechat/checklogin?ticket="+ticket+wait, &answer)
-				if err != nil || answer.Login && answer.OpenID != openID || answer.Status == statusExpired {
-					t.Errorf("%s: %+v, %v", openID, answer, err)
-					return
-				}
-				if wait == "" {
-					pause()
-				}
-			}
-		})
-	}
-	wg.Wait()
 }
 
 // memoryOf returns the peak and present resident memory of a process, in bytes.
@@ -499,53 +472,6 @@ func certificate(t *testing.T) (certFile, keyFile string) {
 	return certFile, keyFile
 }
 
-// startTLS runs wxscan with https, and returns a client that speaks HTTP/2.
-func startTLS(t *testing.T) (base string, client *http.Client, stop func() error) {
-	t.Helper()
-	certFile, keyFile := certificate(t)
-	base, _, stop = start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile, "QR_RATE=0"), "-addr", "127.0.0.1:0")
-	transport := &http.Transport{ForceAttemptHTTP2: true, MaxConnsPerHost: 1,
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
-	t.Cleanup(transport.CloseIdleConnections)
-	return "https" + strings.TrimPrefix(base, "http"), &http.Client{Transport: transport}, stop
-}
-
-// The server's time-out of reading ends before such a poll.
-func TestParkedPollIsNotCutOverHTTP2(t *testing.T) {
-	pair, err := tls.LoadX509KeyPair(certificate(t))
-	must(t, err)
-	synctest.Test(t, func(t *testing.T) {
-		w, l := inMemory(t, pair)
-		transport := &http.Transport{ForceAttemptHTTP2: true}
-		transport.DialTLSContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn := tls.Client(l.dial(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
-			return conn, conn.HandshakeContext(ctx)
-		}
-		t.Cleanup(transport.CloseIdleConnections)
-		qr, begun := w.begin(t, "getauthqr"), time.Now()
-		var answer pollAnswer
-		poll := "https://wx.test/wechat/checklogin?wait=30&ticket=" + qr.Ticket
-		_, err := ask(&http.Client{Transport: transport}, "GET", poll, &answer)
-		if took := time.Since(begun); err != nil || answer.Status != statusPending || took != maxWait*time.Second {
-			t.Errorf("%+v, %v after %v", answer, err, took)
-		}
-	})
-}
-
-func TestHTTPSReadsAChangedCertificate(t *testing.T) {
-	certFile, keyFile := certificate(t)
-	base, _, _ := start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile), "-addr", "127.0.0.1:0")
-	for serial := range int64(2) {
-		selfSigned(t, certFile, keyFile, serial+7)
-		conn, err := tls.Dial("tcp", strings.TrimPrefix(base, "http://"), &tls.Config{InsecureSkipVerify: true})
-		must(t, err)
-		conn.Close()
-		if got := conn.ConnectionState().PeerCertificates[0].SerialNumber.Int64(); got != serial+7 {
-			t.Errorf("certificate %d, want %d", got, serial+7)
-		}
-	}
-}
-
 func TestStartSaysWhyItCannotListen(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -573,23 +499,6 @@ func TestStartSaysWhyItCannotListen(t *testing.T) {
 	}
 }
 
-func TestDemoBeginsWithWhatToOpen(t *testing.T) {
-	for language, verb := range map[string]string{"C": "open", "zh_CN.UTF-8": "请打开"} {
-		ctx, cancel := context.WithCancel(t.Context())
-		shown, stdout := io.Pipe()
-		ended, logged := make(chan error, 1), new(syncBuffer)
-		args := []string{"-demo", "-addr", "127.0.0.1:0"}
-		go func() { ended <- run(ctx, args, only("LANG="+language), stdout, logged) }()
-		line, err := bufio.NewReader(shown).ReadString('\n')
-		must(t, err)
-		if want := verb + " " + listening(t, logged) + "\n"; line != want {
-			t.Errorf("%q, want %q", line, want)
-		}
-		cancel()
-		must(t, <-ended)
-	}
-}
-
 func TestStrangersFillTheLogWithSixtyShortLinesAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		logged := new(syncBuffer)
@@ -607,34 +516,17 @@ func TestStrangersFillTheLogWithSixtyShortLinesAMinute(t *testing.T) {
 }
 
 func TestStartSaysWhatToEnterAndToMakeLonger(t *testing.T) {
-	const enter = "https://login.example.com/wechat/message"
 	for token, isShort := range map[string]bool{"a2345678901234b": true, "a2345678901234bc": false} {
-		_, logged, stop := start(t, with("LOG_FORMAT=json", "WECHAT_TOKEN="+token), "-addr", "127.0.0.1:0")
-		must(t, stop())
-		var line struct{ InterfaceURL, AuthorizationDomain string }
-		lines := strings.Split(strings.ReplaceAll(logged.String(), "_", ""), "\n")
-		must(t, json.Unmarshal([]byte(lines[1]), &line))
-		if line.InterfaceURL != enter || line.AuthorizationDomain != "login.example.com" {
-			t.Errorf("%+v in %s", line, logged)
-		}
-		if strings.Contains(logged.String(), "WECHAT_TOKEN is short") != isShort {
-			t.Errorf("%d characters: %s", len(token), logged)
-		}
-	}
-	_, logged, stop := start(t, none, "-demo", "-addr", "127.0.0.1:0")
-	if must(t, stop()); strings.Contains(logged.String(), "interface_url") {
-		t.Errorf("-demo tells what to enter: %s", logged)
-	}
-}
-
-func TestNothingOfTheSimulatorWithoutDemo(t *testing.T) {
-	base, _, _ := start(t, with(), "-addr", "127.0.0.1:0")
-	qr := begun(t, base, "getauthqr")
-	for _, path := range []string{"/demo/q/x", "/demo/scan?openid=mallory&ticket=" + qr.Ticket, "/demo/cgi-bin/token"} {
-		for _, method := range []string{"GET", "POST"} {
-			if status := fetchJSON(t, method, base+path, nil); status != 404 {
-				t.Errorf("%s %s: %d", method, path, status)
+		base, logged, stop := start(t, with("LOG_FORMAT=json", "WECHAT_TOKEN="+token), "-addr", "127.0.0.1:0")
+		for _, path := range []string{"/demo/q/x", "/demo/scan?openid=mallory&ticket=x", "/demo/cgi-bin/token"} {
+			for _, method := range []string{"GET", "POST"} {
+				equal(t, method+" of the simulator", fetchJSON(t, method, base+path, nil), 404)
 			}
+		}
+		must(t, stop())
+		if got := logged.String(); strings.Contains(got, "WECHAT_TOKEN is short") != isShort || !strings.Contains(got,
+			`"interface_url":"https://login.example.com/wechat/message","authorization_domain":"login.example.com"`) {
+			t.Errorf("%d characters: %s", len(token), got)
 		}
 	}
 }

@@ -57,7 +57,6 @@ type replica struct {
 
 func startReplicas(t *testing.T, redisArgs ...string) *replicas {
 	t.Helper()
-	t.Parallel()
 	address, one, two := freeAddress(t), freeAddress(t), freeAddress(t)
 	c := &replicas{t: t, redis: startRedis(t, redisArgs...), public: "http://" + address, client: &http.Client{
 		Transport:     &http.Transport{MaxIdleConnsPerHost: 100},
@@ -187,23 +186,41 @@ func (c *replicas) login(i int, openID string, between func()) {
 
 var bothFlows = []string{"getloginqr", "getauthqr"}
 
-func TestTwoReplicasLoseAndCrossNoLogin(t *testing.T) {
-	c := startReplicas(t)
-	var people sync.WaitGroup
-	for n := range 50 {
-		people.Go(func() {
-			for i := range 10 {
-				between := func() { time.Sleep(rand.N(30 * time.Millisecond)) }
-				c.login(i, fmt.Sprintf("user-%d-%d", n, i), between)
+// crowd has people log in at once, so many times each, and scan within a time. It is
+// done when all are.
+func (c *replicas) crowd(people, logins int, within time.Duration) *sync.WaitGroup {
+	var all sync.WaitGroup
+	for n := range people {
+		all.Go(func() {
+			for i := range logins {
+				c.login(i, fmt.Sprintf("user-%d-%d", n, i), func() { time.Sleep(rand.N(within)) })
 			}
 		})
 	}
-	people.Wait()
+	return &all
+}
+
+func TestTwoReplicasLoseAndCrossNoLogin(t *testing.T) {
+	t.Parallel()
+	c := startReplicas(t)
+	c.crowd(50, 10, 30*time.Millisecond).Wait()
 	count := func(i int) int { return strings.Count(c.each[i].logged.String(), `msg="login done"`) }
 	eventually(t, "500 logins are logged", func() bool { return count(0)+count(1) == 500 })
 	if n := count(0); n < 100 || n > 400 {
 		t.Errorf("one replica has done %d of 500 logins", n)
 	}
+}
+
+func TestARollingRestartLosesNoLogin(t *testing.T) {
+	t.Parallel()
+	c := startReplicas(t)
+	people := c.crowd(8, 15, 150*time.Millisecond)
+	for i := range 4 {
+		time.Sleep(200 * time.Millisecond)
+		c.stop(syscall.SIGTERM, i%2)
+		c.start(i % 2)
+	}
+	people.Wait()
 }
 
 func TestAScanReachesTheBrowserAtTheOtherReplicaAtOnce(t *testing.T) {
@@ -253,6 +270,7 @@ func TestALoginOutlivesWhatBreaksBetweenCodeAndScan(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			c := startReplicas(t, durable...)
 			var people, shown sync.WaitGroup
 			shown.Add(10)
@@ -274,32 +292,8 @@ func TestALoginOutlivesWhatBreaksBetweenCodeAndScan(t *testing.T) {
 	}
 }
 
-func TestARollingRestartLosesNoLogin(t *testing.T) {
-	c := startReplicas(t)
-	over := make(chan struct{})
-	var people sync.WaitGroup
-	for n := range 8 {
-		people.Go(func() {
-			for i := 0; ; i++ {
-				select {
-				case <-over:
-					return
-				default:
-				}
-				c.login(i, fmt.Sprintf("user-%d-%d", n, i), func() { time.Sleep(rand.N(100 * time.Millisecond)) })
-			}
-		})
-	}
-	for i := range 4 {
-		time.Sleep(300 * time.Millisecond)
-		c.stop(syscall.SIGTERM, i%2)
-		c.start(i % 2)
-	}
-	close(over)
-	people.Wait()
-}
-
 func TestAnEmptyRedisHasTheBrowserAskForAnotherCode(t *testing.T) {
+	t.Parallel()
 	c := startReplicas(t)
 	tickets := make([]qrAnswer, 2)
 	for i, begin := range bothFlows {
@@ -322,6 +316,7 @@ func TestWhileRedisIsAwayEverythingIsAnsweredInTime(t *testing.T) {
 		"frozen": {(*realRedis).freeze, (*realRedis).thaw},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			c := startReplicas(t, durable...)
 			base := c.each[0].base
 			var scan, auth qrAnswer
@@ -385,32 +380,27 @@ func TestWhileRedisIsAwayEverythingIsAnsweredInTime(t *testing.T) {
 }
 
 func TestARedisThatRefusesEndsTheStartAndAnAbsentOneDoesNot(t *testing.T) {
-	shared := func(url string) func(string) string {
-		return with("ADDR=127.0.0.1:0", "SESSION_SECRET="+secretA, "REDIS_URL="+url)
-	}
 	server := startRedis(t, "--requirepass", "opensesame")
-	err := run(t.Context(), nil, shared("redis://:hush@127.0.0.1:"+server.port), io.Discard, io.Discard)
-	if err == nil || !strings.Contains(err.Error(), "REDIS_URL: Redis answers WRONGPASS") ||
-		strings.Contains(err.Error(), "hush") {
-		t.Errorf("a wrong password: %v", err)
+	wrong := "REDIS_URL=redis://:hush@127.0.0.1:" + server.port
+	for _, test := range []struct {
+		getenv func(string) string
+		args   []string
+		want   string
+	}{
+		{with("SESSION_SECRET="+secretA, wrong), nil, "REDIS_URL: Redis answers WRONGPASS"},
+		{with(wrong), nil, "SESSION_SECRET: must be set with REDIS_URL"}, // for sessions that each replica checks
+		{only(wrong), []string{"-demo"}, "REDIS_URL: must not be set with -demo"},
+	} {
+		err := run(t.Context(), append(test.args, "-addr", "127.0.0.1:0"), test.getenv, io.Discard, io.Discard)
+		if !strings.HasPrefix(fmt.Sprint(err), test.want) || strings.Contains(fmt.Sprint(err), "hush") {
+			t.Errorf("%v, want %s", err, test.want)
+		}
 	}
-	_, logged, stop := start(t, shared("redis://"+freeAddress(t)))
+	absent := with("SESSION_SECRET="+secretA, "REDIS_URL=redis://"+freeAddress(t))
+	_, logged, stop := start(t, absent, "-addr", "127.0.0.1:0")
 	must(t, stop())
 	if strings.Count(logged.String(), "level=ERROR") != 1 || !strings.Contains(logged.String(), "Redis is away") {
 		t.Errorf("an absent one: %s", logged)
-	}
-}
-
-func TestReplicasMustShareASessionSecretAndAreNoDemo(t *testing.T) {
-	for want, args := range map[string][]string{"SESSION_SECRET": nil, "REDIS_URL": {"-demo"}} {
-		getenv := with("REDIS_URL=redis://127.0.0.1")
-		if args != nil {
-			getenv = only("REDIS_URL=redis://127.0.0.1")
-		}
-		if err := run(t.Context(), args, getenv, io.Discard, io.Discard); err == nil ||
-			!strings.HasPrefix(err.Error(), want) {
-			t.Errorf("%q: %v", args, err)
-		}
 	}
 }
 
