@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -198,39 +199,18 @@ func visit(t *testing.T, serve proxy, address, wxscan string) *visitor {
 	return v
 }
 
-// ask makes a request; changes may alter it first.
-func (v *visitor) ask(method, path string, body io.Reader, changes ...func(*http.Request)) (*http.Response, string) {
-	v.t.Helper()
-	req, err := http.NewRequestWithContext(v.t.Context(), method, v.site+path, body)
-	must(v.t, err)
-	for _, change := range changes {
-		change(req)
-	}
-	resp, err := v.Do(req)
-	must(v.t, err)
-	defer resp.Body.Close()
-	got, err := io.ReadAll(resp.Body)
-	must(v.t, err)
-	return resp, string(got)
+func (v *visitor) send(method, path, body string, headers ...string) response {
+	return send(&v.Client, method, v.site+path, body, headers...)
 }
 
 // wants complains unless a request is answered with a status.
-func (v *visitor) wants(status int, method, path string, changes ...func(*http.Request)) (header http.Header) {
+func (v *visitor) wants(status int, method, path string, headers ...string) response {
 	v.t.Helper()
-	resp, body := v.ask(method, path, nil, changes...)
+	resp := v.send(method, path, "", headers...)
 	if resp.StatusCode != status {
-		v.t.Errorf("%s %s: %s %.200q, want %d", method, path, resp.Status, body, status)
+		v.t.Errorf("%s %s %q: %s %.200q, want %d", method, path, headers, resp.Status, resp.body, status)
 	}
-	return resp.Header
-}
-
-// heading sets headers of a request: names and values.
-func heading(pairs ...string) func(*http.Request) {
-	return func(r *http.Request) {
-		for i := 0; i < len(pairs); i += 2 {
-			r.Header.Set(pairs[i], pairs[i+1])
-		}
-	}
+	return resp
 }
 
 // logIn logs alice in by the flow that getloginqr or getauthqr begins, while a poll
@@ -238,25 +218,24 @@ func heading(pairs ...string) func(*http.Request) {
 func (v *visitor) logIn(begin string) {
 	v.t.Helper()
 	var qr qrAnswer
-	_, body := v.ask("GET", "/wechat/"+begin, nil)
-	must(v.t, json.Unmarshal([]byte(body), &qr))
+	fetchJSON(v.t, &v.Client, "GET", v.site+"/wechat/"+begin, &qr)
 	go func() {
 		time.Sleep(50 * time.Millisecond)
 		scanned(v.t, v.site, qr.Ticket, "alice")
 	}()
 	begun := time.Now()
-	_, body = v.ask("GET", "/wechat/checklogin?wait=20&ticket="+url.QueryEscape(qr.Ticket), nil)
-	if took := time.Since(begun); !strings.Contains(body, `"openid":"alice"`) || took > 5*time.Second {
-		v.t.Fatalf("%s: %s after %v", begin, body, took)
+	poll := v.wants(200, "GET", "/wechat/checklogin?wait=20&ticket="+qr.Ticket)
+	if took := time.Since(begun); !strings.Contains(poll.body, `"openid":"alice"`) || took > 5*time.Second {
+		v.t.Fatalf("%s: %s after %v", begin, poll.body, took)
 	}
 }
 
 // echoed returns what the backend got of a request that must reach it.
-func (v *visitor) echoed(method, path string, body io.Reader, changes ...func(*http.Request)) (e echo) {
+func (v *visitor) echoed(method, path, body string, headers ...string) (e echo) {
 	v.t.Helper()
-	resp, got := v.ask(method, path, body, changes...)
-	if err := json.Unmarshal([]byte(got), &e); err != nil || resp.StatusCode != http.StatusOK {
-		v.t.Fatalf("%s %s: %s %.200q, want what the backend got", method, path, resp.Status, got)
+	resp := v.send(method, path, body, headers...)
+	if err := json.Unmarshal([]byte(resp.body), &e); err != nil || resp.StatusCode != http.StatusOK {
+		v.t.Fatalf("%s %s: %s %.200q, want what the backend got", method, path, resp.Status, resp.body)
 	}
 	return e
 }
@@ -284,9 +263,9 @@ func TestSiteBehindAProxy(t *testing.T) {
 			t.Run("lets nobody in while wxscan is down", func(t *testing.T) {
 				v := visit(t, serve, freeAddress(t), freeAddress(t))
 				for _, path := range []string{"/", "/reports/7"} {
-					resp, body := v.ask("GET", path, nil)
-					if resp.StatusCode < 500 || strings.Contains(body, "members") || v.visits.Load() > 0 {
-						t.Errorf("%s: %s %q, want 5xx", path, resp.Status, body)
+					resp := v.send("GET", path, "")
+					if resp.StatusCode < 500 || strings.Contains(resp.body, "members") || v.visits.Load() > 0 {
+						t.Errorf("%s: %s %q, want 5xx", path, resp.Status, resp.body)
 					}
 				}
 			})
@@ -300,19 +279,18 @@ func leadsToThePageAskedFor(t *testing.T, v *visitor) {
 		"/reports/wechat/static/html/login":                              "getauthqr",
 		"/reports/%E6%8A%A5%E5%91%8A/100%25?url=https%3A%2F%2Fa.example": "getauthqr",
 	} {
-		v.wants(204, "POST", "/wechat/logout", heading("Origin", v.site))
-		to := v.wants(302, "GET", path).Get("Location")
+		v.wants(204, "POST", "/wechat/logout", "Origin", v.site)
+		to := v.wants(302, "GET", path).Header.Get("Location")
 		equal(t, "who is not logged in is sent to", to, "/login?return_to="+path)
-		_, page := v.ask("GET", to, nil)
-		if want := `data-return-to="` + html.EscapeString(path) + `"`; !strings.Contains(page, want) {
+		page, want := v.wants(200, "GET", to).body, `data-return-to="`+html.EscapeString(path)+`"`
+		if !strings.Contains(page, want) {
 			t.Errorf("the login page has no %s:\n%s", want, page)
 		}
 		v.logIn(begin)
-		if e := v.echoed("GET", path, nil); e.URI != path || e.saying("X-WeChat-OpenID") != "alice" {
+		if e := v.echoed("GET", path, ""); e.URI != path || e.saying("X-WeChat-OpenID") != "alice" {
 			t.Errorf("the backend got %+v", e)
 		}
-		_, body := v.ask("GET", "/", nil)
-		equal(t, "the file", body, "for members only")
+		equal(t, "the file", v.wants(200, "GET", "/").body, "for members only")
 	}
 	for path, want := range map[string]int{"/static/wxscan.js": 200, "/static/html/loginfailed.html?reason=x": 200,
 		"/MP_verify_abc.txt": 200, "/wechat/session": 200, "/wechat/message": 403, "/demo/nothing": 404} {
@@ -337,8 +315,8 @@ func letsNobodyPast(t *testing.T, v *visitor) {
 			v.wants(302, method, path)
 		}
 		for _, token := range []string{"", cookie.Value[:len(cookie.Value)-1], forged} {
-			v.wants(302, "GET", path, heading("Cookie", cookie.Name+"="+token))
-			v.wants(302, "GET", path, heading("Authorization", "Bearer "+token))
+			v.wants(302, "GET", path, "Cookie", cookie.Name+"="+token)
+			v.wants(302, "GET", path, "Authorization", "Bearer "+token)
 		}
 	}
 	for _, path := range []string{
@@ -349,13 +327,13 @@ func letsNobodyPast(t *testing.T, v *visitor) {
 		"/wechat/..;/index.html", "/.wxscan", "/.wxscan/../reports/7", "/wechat/session/../../reports/7",
 		"/reports/7%00/wechat/", "/reports/7%3f/login",
 	} {
-		resp, body := v.ask("GET", path, nil, func(r *http.Request) { r.URL.Opaque = path })
-		if resp.StatusCode == http.StatusOK || strings.Contains(body, "members") {
-			t.Errorf("%s: %s %q", path, resp.Status, body)
+		resp := v.send("GET", path, "")
+		if resp.StatusCode == http.StatusOK || resp.StatusCode == 0 || strings.Contains(resp.body, "members") {
+			t.Errorf("%s: %s %q", path, resp.Status, resp.body)
 		}
 	}
 	equal(t, "requests at the backend", v.visits.Load(), before)
-	e := v.echoed("GET", "/reports/7", nil, heading("Authorization", "Bearer "+cookie.Value))
+	e := v.echoed("GET", "/reports/7", "", "Authorization", "Bearer "+cookie.Value)
 	equal(t, "with the right token the backend is told", e.saying("X-WeChat-OpenID"), "alice")
 }
 
@@ -364,50 +342,51 @@ func tellsTheBackendWhoItIs(t *testing.T, v *visitor) {
 		"X-WeChat-OpenID", "x-wechat-openid", "X_WeChat_OpenID", "X-WeChat_OpenID", "X.WeChat.OpenID",
 		"X-WeChat-UnionID", "X_WeChat_UnionID", "x-wechat_unionid", "Connection",
 	} {
-		e := v.echoed("GET", "/reports/7", nil, func(r *http.Request) {
-			r.Header[name] = []string{"mallory", "eve"}
-			if name == "Connection" { // whose own headers a proxy leaves out
-				r.Header[name] = []string{"keep-alive, x-wechat-openid"}
-			}
-		})
+		headers := []string{name, "mallory", name, "eve"}
+		if name == "Connection" { // whose own headers a proxy leaves out
+			headers = []string{name, "keep-alive, x-wechat-openid"}
+		}
+		e := v.echoed("GET", "/reports/7", "", headers...)
 		equal(t, name, e.saying("X-WeChat-OpenID")+" "+e.saying("X-WeChat-UnionID"), "alice ")
 	}
 }
 
 func takesLargeBodies(t *testing.T, v *visitor) {
-	large := strings.Repeat("x", 2*maxBody)
-	chunked := io.MultiReader(strings.NewReader(large)) // whose length the client does not know
-	for _, body := range []io.Reader{strings.NewReader(large), chunked} {
-		e := v.echoed("POST", "/reports/", body)
+	for _, length := range []int64{2 * maxBody, -1} { // the client may not know it
+		body := io.NopCloser(strings.NewReader(strings.Repeat("x", 2*maxBody)))
+		req, err := http.NewRequest("POST", v.site+"/reports/", body)
+		must(t, err)
+		req.ContentLength = length
+		resp, err := v.Do(req)
+		must(t, err)
+		var e echo
+		must(t, json.NewDecoder(resp.Body).Decode(&e))
+		resp.Body.Close()
 		equal(t, "the backend got", fmt.Sprint(e.Method, e.Length), fmt.Sprint("POST", 2*maxBody))
 	}
 	v.wants(200, "HEAD", "/reports/7")
 }
 
 func letsWebSocketsThrough(t *testing.T, v *visitor) {
-	const path = "/reports/"
-	upgrade := func(protocol string) func(*http.Request) {
-		return heading("Connection", "Upgrade", "Upgrade", protocol)
-	}
 	for _, protocol := range []string{"h2c", "tls/1.2", "websocket, h2c"} {
-		v.wants(200, "GET", path, upgrade(protocol))
+		v.wants(200, "GET", "/reports/", "Connection", "Upgrade", "Upgrade", protocol)
 	}
-	jar := v.Jar
-	v.Jar = nil
-	v.wants(302, "GET", path, upgrade("websocket"))
-	v.Jar, v.Timeout = jar, 0 // with a time-out, there is no writing to what the answer becomes
-	req, err := http.NewRequestWithContext(t.Context(), "GET", v.site+path, nil)
+	where, err := url.Parse(v.site)
 	must(t, err)
-	upgrade("WebSocket")(req)
-	resp, err := v.Do(req)
-	must(t, err)
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusSwitchingProtocols || resp.Header.Get("X-Who") != "alice" {
-		t.Fatalf("%s for %q, want 101 for alice", resp.Status, resp.Header.Get("X-Who"))
-	}
-	fmt.Fprint(resp.Body.(io.Writer), "hello\n")
-	if got, err := io.ReadAll(resp.Body); string(got) != "hello\n" {
-		t.Errorf("through the tunnel came %q, %v", got, err)
+	for cookie, want := range map[string]int{"": 302, v.Jar.Cookies(where)[0].String(): 101} {
+		conn, err := net.Dial("tcp", where.Host)
+		must(t, err)
+		defer conn.Close()
+		fmt.Fprintf(conn, "GET /reports/ HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n"+
+			"Cookie: %s\r\n\r\n", where.Host, cookie)
+		in := bufio.NewReader(conn)
+		resp, err := http.ReadResponse(in, nil)
+		must(t, err)
+		if equal(t, cookie, resp.StatusCode, want); want == 101 {
+			fmt.Fprint(conn, "hello\n")
+			got, err := in.ReadString('\n')
+			equal(t, "through the tunnel comes", resp.Header.Get("X-Who")+" "+got+fmt.Sprint(err), "alice hello\n<nil>")
+		}
 	}
 }
 
@@ -423,12 +402,12 @@ func tellsWxscanWhoAsks(t *testing.T, serve proxy) {
 	}))
 	v := visit(t, serve, freeAddress(t), wxscan)
 	for _, path := range []string{"/wechat/getauthqr", "/login", "/reports/7"} {
-		e := v.echoed("GET", path, nil, heading("X-Forwarded-For", "203.0.113.9"))
+		e := v.echoed("GET", path, "", "X-Forwarded-For", "203.0.113.9")
 		equal(t, path, e.saying("X-Forwarded-For")+" http://"+e.Host, "127.0.0.1 "+v.site)
 	}
-	e := v.echoed("GET", "/login?return_to=/a?b=c&d=%2541", nil)
+	e := v.echoed("GET", "/login?return_to=/a?b=c&d=%2541", "")
 	equal(t, "the login page is asked for by", e.URI, "/?return_to=/a?b=c&d=%2541")
-	e = v.echoed("POST", "/reports/7", strings.NewReader("body"))
+	e = v.echoed("POST", "/reports/7", "body")
 	equal(t, "the backend is told the union id", e.saying("X-WeChat-UnionID"), "union")
 }
 
@@ -440,9 +419,9 @@ func TestNginxLogsNoTicketsCodesAndSignatures(t *testing.T) {
 	}, freeAddress(t), "")
 	v.logIn("getloginqr")
 	for _, path := range []string{"qr.png?ticket=x", "message?signature=x", "accessusercode?code=x", "confirm?s=x"} {
-		v.ask("GET", "/wechat/"+path, nil)
+		v.send("GET", "/wechat/"+path, "")
 	}
-	v.echoed("GET", "/reports/7", nil)
+	v.echoed("GET", "/reports/7", "")
 	eventually(t, "nginx has logged", func() bool { return strings.Contains(content(t, log), "GET /reports/7") })
 	if logged := content(t, log); strings.Contains(logged, "/wechat/") {
 		t.Errorf("the access log has\n%s", logged)
@@ -511,14 +490,13 @@ func TestNginxServesHTTPSAsItsCommentSays(t *testing.T) {
 		"/etc/letsencrypt/live/www.example.com/privkey.pem", keyFile).Replace(site)))
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
 	v := &visitor{t: t, site: "https://" + secure, Client: http.Client{Transport: transport, CheckRedirect: noRedirect}}
-	resp, _ := v.ask("GET", "/login", nil)
-	if resp.ProtoMajor != 2 || resp.Header.Get("Strict-Transport-Security") == "" {
+	if resp := v.send("GET", "/login", ""); resp.ProtoMajor != 2 || resp.Header.Get("Strict-Transport-Security") == "" {
 		t.Errorf("%s, %v", resp.Proto, resp.Header)
 	}
-	if e := v.echoed("GET", "/login", nil); e.Host != secure || e.saying("X-Forwarded-Proto") != "https" {
+	if e := v.echoed("GET", "/login", ""); e.Host != secure || e.saying("X-Forwarded-Proto") != "https" {
 		t.Errorf("wxscan got %+v", e)
 	}
 	v.site = "http://" + plain
-	to := v.wants(301, "GET", "/a?b=c", func(r *http.Request) { r.Host = "www.example.com" }).Get("Location")
-	equal(t, "over http one is sent to", to, "https://www.example.com/a?b=c")
+	to := v.wants(301, "GET", "/a?b=c").Header.Get("Location")
+	equal(t, "over http one is sent to", to, "https://127.0.0.1/a?b=c")
 }

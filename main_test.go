@@ -56,47 +56,55 @@ func listening(t *testing.T, logged *syncBuffer) string {
 	return ""
 }
 
-// ask makes a request, whose answer goes to v unless that is nil.
-func ask(client *http.Client, method, url string, v any) (status int, err error) {
-	req, err := http.NewRequest(method, url, nil)
+// A response is what send got. Without an answer, its status is 0, and its body says why.
+type response struct {
+	*http.Response
+	body string
+}
+
+// send makes a request; headers are names, as they are sent, and values.
+func send(client *http.Client, method, url, body string, headers ...string) response {
+	none := &http.Response{Status: "no answer"}
+	req, err := http.NewRequest(method, url, strings.NewReader(body))
 	if err != nil {
-		return 0, err
+		return response{none, err.Error()}
+	}
+	for i := 0; i < len(headers); i += 2 {
+		req.Header[headers[i]] = append(req.Header[headers[i]], headers[i+1])
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return 0, err
+		return response{none, err.Error()}
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && v != nil {
-		err = json.Unmarshal(body, v)
-	}
+	text, err := io.ReadAll(resp.Body)
 	if err != nil {
-		err = fmt.Errorf("%s: %w in %.200q", url, err, body)
+		return response{none, err.Error()}
 	}
-	return resp.StatusCode, err
+	return response{resp, string(text)}
 }
 
-func fetchJSON(t testing.TB, method, url string, v any) (status int) {
+// fetchJSON makes a request, whose answer goes to v unless that is nil.
+func fetchJSON(t testing.TB, client *http.Client, method, url string, v any) (status int) {
 	t.Helper()
-	status, err := ask(http.DefaultClient, method, url, v)
-	must(t, err)
-	return status
+	resp := send(client, method, url, "")
+	if v != nil {
+		must(t, json.Unmarshal([]byte(resp.body), v))
+	}
+	return resp.StatusCode
 }
 
 // begun, scanned and polled are a login over HTTP; begin is getloginqr or getauthqr.
 func begun(t testing.TB, base, begin string) (qr qrAnswer) {
 	t.Helper()
-	fetchJSON(t, "GET", base+"/wechat/"+begin, &qr)
+	fetchJSON(t, http.DefaultClient, "GET", base+"/wechat/"+begin, &qr)
 	return qr
 }
 
 func scanned(t testing.TB, base, ticket, openID string) {
 	t.Helper()
 	scan := base + "/demo/scan?openid=" + openID + "&ticket=" + url.QueryEscape(ticket)
-	if status := fetchJSON(t, "POST", scan, nil); status != http.StatusOK {
-		t.Errorf("the scan is answered %d", status)
-	}
+	equal(t, "the scan is answered", send(http.DefaultClient, "POST", scan, "").StatusCode, 200)
 }
 
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
@@ -113,7 +121,7 @@ func allowed(t testing.TB, page, openID string) (callback string) {
 
 func polled(t testing.TB, base, ticket, wait string) (answer pollAnswer) {
 	t.Helper()
-	fetchJSON(t, "GET", base+"/wechat/checklogin?wait="+wait+"&ticket="+url.QueryEscape(ticket), &answer)
+	fetchJSON(t, http.DefaultClient, "GET", base+"/wechat/checklogin?wait="+wait+"&ticket="+url.QueryEscape(ticket), &answer)
 	return answer
 }
 
@@ -195,18 +203,16 @@ func endsAtOnce(t *testing.T, client *http.Client, base string, polls int, end f
 	answers := make(chan pollAnswer, polls)
 	for range polls {
 		var qr qrAnswer
-		_, err := ask(client, "GET", base+"/wechat/getauthqr", &qr)
-		must(t, err)
+		fetchJSON(t, client, "GET", base+"/wechat/getauthqr", &qr)
 		go func() {
 			var answer pollAnswer
-			ask(client, "GET", base+"/wechat/checklogin?wait=25&ticket="+qr.Ticket, &answer)
+			fetchJSON(t, client, "GET", base+"/wechat/checklogin?wait=25&ticket="+qr.Ticket, &answer)
 			answers <- answer
 		}()
 	}
-	s := &soak{base: base, client: client}
 	parked := fmt.Sprintf("\nwxscan_waiting_browsers %d\n", polls)
 	eventually(t, "all polls are parked", func() bool {
-		return strings.Contains(s.get("/metrics", 200, "Authorization", "Bearer letmein"), parked)
+		return strings.Contains(send(client, "GET", base+"/metrics", "", "Authorization", "Bearer letmein").body, parked)
 	})
 	begun := time.Now()
 	if err := end(); err != nil || time.Since(begun) > 2*time.Second {
@@ -244,9 +250,7 @@ func TestHTTPSHasHTTP2AndReadsAChangedCertificate(t *testing.T) {
 			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 		t.Cleanup(transport.CloseIdleConnections)
 		client := &http.Client{Transport: transport}
-		resp, err := client.Get(base + "/healthz")
-		must(t, err)
-		resp.Body.Close()
+		resp := send(client, "GET", base+"/healthz", "")
 		if got := resp.TLS.PeerCertificates[0].SerialNumber.Int64(); got != serial+7 || resp.ProtoMajor != 2 ||
 			resp.Header.Get("Strict-Transport-Security") != "max-age=31536000" {
 			t.Errorf("certificate %d, want %d; %s, %v", got, serial+7, resp.Proto, resp.Header)
@@ -266,8 +270,7 @@ func TestLoginsGoOnWhileNobodyReadsTheLog(t *testing.T) {
 	args := []string{"-demo", "-addr", strings.TrimPrefix(base, "http://")}
 	go func() { ended <- run(ctx, args, none, io.Discard, stderr) }()
 	eventually(t, "it listens", func() bool {
-		_, err := ask(http.DefaultClient, "GET", base+"/healthz", nil)
-		return err == nil
+		return send(http.DefaultClient, "GET", base+"/healthz", "").StatusCode == 200
 	})
 	for range 20 {
 		qr := begun(t, base, "getloginqr")
@@ -289,7 +292,7 @@ func TestShutdownWaitsForRequestsInFlight(t *testing.T) {
 	base, _, stop := start(t, with("WECHAT_API_BASE="+weChat), "-addr", "127.0.0.1:0")
 	var status int
 	var request sync.WaitGroup
-	request.Go(func() { status, _ = ask(http.DefaultClient, "GET", base+"/wechat/getloginqr", nil) })
+	request.Go(func() { status = send(http.DefaultClient, "GET", base+"/wechat/getloginqr", "").StatusCode })
 	<-arrived
 	time.AfterFunc(200*time.Millisecond, func() { close(release) })
 	must(t, stop())
@@ -400,11 +403,11 @@ func TestParkedPollIsNotCut(t *testing.T) {
 				"99999999999999999999": maxWait * time.Second} {
 				var answer pollAnswer
 				start := time.Now()
-				_, err := ask(&http.Client{Transport: transport}, "GET", poll+wait, &answer)
+				fetchJSON(t, &http.Client{Transport: transport}, "GET", poll+wait, &answer)
 				left -= want
-				if took := time.Since(start); err != nil || answer.Status != statusPending || took != want ||
+				if took := time.Since(start); answer.Status != statusPending || took != want ||
 					answer.ExpiresIn != ceil(left) {
-					t.Errorf("%s, wait=%s: %+v, %v after %v", url, wait, answer, err, took)
+					t.Errorf("%s, wait=%s: %+v after %v", url, wait, answer, took)
 				}
 			}
 		})
@@ -520,7 +523,7 @@ func TestStartSaysWhatToEnterAndToMakeLonger(t *testing.T) {
 		base, logged, stop := start(t, with("LOG_FORMAT=json", "WECHAT_TOKEN="+token), "-addr", "127.0.0.1:0")
 		for _, path := range []string{"/demo/q/x", "/demo/scan?openid=mallory&ticket=x", "/demo/cgi-bin/token"} {
 			for _, method := range []string{"GET", "POST"} {
-				equal(t, method+" of the simulator", fetchJSON(t, method, base+path, nil), 404)
+				equal(t, method+" of the simulator", send(http.DefaultClient, method, base+path, "").StatusCode, 404)
 			}
 		}
 		must(t, stop())

@@ -96,31 +96,12 @@ func (c *replicas) stop(signal syscall.Signal, which ...int) {
 	}
 }
 
-// An answerOf is a response: its header and, without an answer, status 0.
-type answerOf struct {
-	status int
-	text   string // the body, or why there is none
-	header http.Header
-}
-
-func (c *replicas) send(method, url, body string) (got answerOf) {
-	req, err := http.NewRequestWithContext(c.t.Context(), method, url, strings.NewReader(body))
-	must(c.t, err)
-	req.Header.Set("Authorization", "Bearer letmein")
-	resp, err := c.client.Do(req)
-	if err != nil {
-		return answerOf{text: err.Error()}
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return answerOf{text: err.Error()}
-	}
-	return answerOf{resp.StatusCode, string(data), resp.Header}
+func (c *replicas) send(method, url, body string) response {
+	return send(c.client, method, url, body, "Authorization", "Bearer letmein")
 }
 
 // again asks until the answer is good, for 20 seconds, as browsers, WeChat and people do.
-func again(ask func() answerOf, isGood func(answerOf) bool) (got answerOf) {
+func again(ask func() response, isGood func(response) bool) (got response) {
 	for range 200 {
 		if got = ask(); isGood(got) {
 			break
@@ -132,9 +113,9 @@ func again(ask func() answerOf, isGood func(answerOf) bool) (got answerOf) {
 
 // ask returns the answer of a URL as JSON, once it is 200.
 func (c *replicas) ask(url string, v any) error {
-	got := again(func() answerOf { return c.send("GET", url, "") }, func(a answerOf) bool { return a.status == 200 })
-	if err := json.Unmarshal([]byte(got.text), v); err != nil || got.status != 200 {
-		return fmt.Errorf("%.60s: %d %s", url, got.status, got.text)
+	got := again(func() response { return c.send("GET", url, "") }, func(a response) bool { return a.StatusCode == 200 })
+	if err := json.Unmarshal([]byte(got.body), v); err != nil || got.StatusCode != 200 {
+		return fmt.Errorf("%.60s: %d %s", url, got.StatusCode, got.body)
 	}
 	return nil
 }
@@ -149,17 +130,17 @@ func (c *replicas) poll(base, ticket string) (answer pollAnswer, err error) {
 
 // phone returns what a phone, or WeChat for it, sends to base after a scan: each
 // time the same.
-func (c *replicas) phone(qr qrAnswer, openID string) (send func(base string) answerOf) {
+func (c *replicas) phone(qr qrAnswer, openID string) (send func(base string) response) {
 	if strings.Contains(qr.URL, "/demo/q/") {
 		query, body, err := c.wechat.config.signedPush(openID, "SCAN", digest(qr.Ticket).String(), "")
 		must(c.t, err)
-		return func(base string) answerOf {
+		return func(base string) response {
 			return c.send("POST", base+"/wechat/message?"+query.Encode(), string(body))
 		}
 	}
 	callback, err := c.wechat.act(c.t.Context(), strings.TrimSuffix(qr.URL, "#wechat_redirect"), openID, "allow")
 	must(c.t, err)
-	return func(base string) answerOf { return c.send("GET", base+strings.TrimPrefix(callback, c.public), "") }
+	return func(base string) response { return c.send("GET", base+strings.TrimPrefix(callback, c.public), "") }
 }
 
 // login is one login, by turns in each flow; between comes after the code is shown,
@@ -176,8 +157,8 @@ func (c *replicas) login(i int, openID string, between func()) {
 	browser.Go(func() { answer, err = c.poll(c.public, qr.Ticket) })
 	between()
 	send := c.phone(qr, openID)
-	got := again(func() answerOf { return send(c.public) }, func(a answerOf) bool {
-		return a.status == 200 || a.status == 303 && !strings.HasSuffix(a.header.Get("Location"), "unavailable")
+	got := again(func() response { return send(c.public) }, func(a response) bool {
+		return a.StatusCode == 200 || a.StatusCode == 303 && !strings.HasSuffix(a.Header.Get("Location"), "unavailable")
 	})
 	if browser.Wait(); answer.OpenID != openID || err != nil {
 		c.t.Errorf("%s for %s ends as %+v, %v; the phone: %+v", bothFlows[i%2], openID, answer, err, got)
@@ -323,15 +304,15 @@ func TestWhileRedisIsAwayEverythingIsAnsweredInTime(t *testing.T) {
 			must(t, c.ask(c.public+"/wechat/getloginqr", &scan))
 			must(t, c.ask(c.public+"/wechat/getauthqr", &auth))
 			push, callback := c.phone(scan, "alice"), c.phone(auth, "bob")
-			get := func(path string) func(string) answerOf {
-				return func(base string) answerOf { return c.send("GET", base+path, "") }
+			get := func(path string) func(string) response {
+				return func(base string) response { return c.send("GET", base+path, "") }
 			}
 			change.goes(c.redis)
 			push(base) // from here on it is known that Redis is away
 			var answers sync.WaitGroup
 			for _, test := range []struct {
 				what string
-				send func(base string) answerOf
+				send func(base string) response
 				want int
 				says string // header and body
 			}{
@@ -354,16 +335,16 @@ func TestWhileRedisIsAwayEverythingIsAnsweredInTime(t *testing.T) {
 				answers.Go(func() {
 					start := time.Now()
 					got := test.send(base)
-					said := fmt.Sprint(got.header, got.text)
-					if took := time.Since(start); got.status != test.want || !strings.Contains(said, test.says) ||
+					said := fmt.Sprint(got.Header, got.body)
+					if took := time.Since(start); got.StatusCode != test.want || !strings.Contains(said, test.says) ||
 						took > 3*time.Second {
-						t.Errorf("%s: %d %s after %v", test.what, got.status, said, took)
+						t.Errorf("%s: %d %s after %v", test.what, got.StatusCode, said, took)
 					}
 				})
 			}
 			answers.Wait()
 			change.back(c.redis)
-			eventually(t, "it is ready again", func() bool { return get("/readyz")(base).status == 200 })
+			eventually(t, "it is ready again", func() bool { return get("/readyz")(base).StatusCode == 200 })
 			push(base)
 			callback(base)
 			for ticket, openID := range map[string]string{scan.Ticket: "alice", auth.Ticket: "bob"} {
