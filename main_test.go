@@ -121,7 +121,8 @@ func allowed(t testing.TB, page, openID string) (callback string) {
 
 func polled(t testing.TB, base, ticket, wait string) (answer pollAnswer) {
 	t.Helper()
-	fetchJSON(t, http.DefaultClient, "GET", base+"/wechat/checklogin?wait="+wait+"&ticket="+url.QueryEscape(ticket), &answer)
+	poll := base + "/wechat/checklogin?wait=" + wait + "&ticket=" + url.QueryEscape(ticket)
+	fetchJSON(t, http.DefaultClient, "GET", poll, &answer)
 	return answer
 }
 
@@ -138,15 +139,8 @@ func TestEndToEnd(t *testing.T) {
 			if !strings.HasPrefix(qr.URL, public+"/demo/") {
 				t.Errorf("%+v: the phone is sent to %q", test, qr.URL)
 			}
-			var scan sync.WaitGroup
-			scan.Go(func() {
-				time.Sleep(50 * time.Millisecond)
-				scanned(t, base, qr.Ticket, "alice")
-			})
-			if answer := polled(t, base, qr.Ticket, "25"); !answer.Login || answer.OpenID != "alice" {
-				t.Errorf("%s: %+v", begin, answer)
-			}
-			scan.Wait()
+			scanned(t, base, qr.Ticket, "alice")
+			equal(t, "who is logged in", polled(t, base, qr.Ticket, "25").OpenID, "alice")
 		}
 		must(t, stop())
 		if got := logged.String(); !strings.HasPrefix(got, test.open+" "+public+"\n") ||
@@ -212,7 +206,8 @@ func endsAtOnce(t *testing.T, client *http.Client, base string, polls int, end f
 	}
 	parked := fmt.Sprintf("\nwxscan_waiting_browsers %d\n", polls)
 	eventually(t, "all polls are parked", func() bool {
-		return strings.Contains(send(client, "GET", base+"/metrics", "", "Authorization", "Bearer letmein").body, parked)
+		metrics := send(client, "GET", base+"/metrics", "", "Authorization", "Bearer letmein")
+		return strings.Contains(metrics.body, parked)
 	})
 	begun := time.Now()
 	if err := end(); err != nil || time.Since(begun) > 2*time.Second {
@@ -302,30 +297,29 @@ func TestShutdownWaitsForRequestsInFlight(t *testing.T) {
 
 // A pipeListener accepts the connections that dial makes in memory, so that
 // the server's time-outs can be tested in a synctest bubble.
-type pipeListener struct{ conns, closed chan net.Conn }
+type pipeListener chan net.Conn
 
 func (l pipeListener) Accept() (net.Conn, error) {
-	select {
-	case conn := <-l.conns:
-		return conn, nil
-	case <-l.closed:
+	conn, open := <-l
+	if !open {
 		return nil, net.ErrClosed
 	}
+	return conn, nil
 }
 
-func (l pipeListener) Close() error   { close(l.closed); return nil }
+func (l pipeListener) Close() error   { close(l); return nil }
 func (l pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 func (l pipeListener) dial() net.Conn {
 	here, there := net.Pipe()
-	l.conns <- there
+	l <- there
 	return here
 }
 
 // inMemory serves a world in the current bubble until the test ends, with TLS if
 // there are certificates.
 func inMemory(t *testing.T, certificates ...tls.Certificate) (*world, pipeListener) {
-	w, l := newWorld(t), pipeListener{make(chan net.Conn), make(chan net.Conn)}
+	w, l := newWorld(t), make(pipeListener)
 	listener := net.Listener(l)
 	if len(certificates) > 0 {
 		listener = tls.NewListener(l, &tls.Config{Certificates: certificates, NextProtos: []string{"h2"}})

@@ -291,7 +291,8 @@ func TestREADMEsExamplesKnowWhoIsLoggedIn(t *testing.T) {
 			file := filepath.Join(t.TempDir(), example.file)
 			address := strings.NewReplacer("http://127.0.0.1:8080", base, `"127.0.0.1", 8080`,
 				strings.Replace(strings.Replace(base, "http://", `"`, 1), ":", `", `, 1))
-			source := example.before + address.Replace(code(t, content(t, "README.md"), example.language)[0]) + example.after
+			given := code(t, content(t, "README.md"), example.language)[0]
+			source := example.before + address.Replace(given) + example.after
 			must(t, os.WriteFile(file, []byte(source), 0o600))
 			for want, args := range map[string][]string{"alice": {file, cookie}, "": {file}} {
 				if example.language == "go" {
@@ -359,7 +360,8 @@ func TestImageBuildsFromWhatTheContextHolds(t *testing.T) {
 	for _, pattern := range named(t, content(t, ".dockerignore"), `(?m)^([^#\s]\S*)$`) {
 		script += "rm -rf ./" + pattern + "\n"
 	}
-	script += strings.Replace(command, "-o /wxscan ", `-o "$OUT/wxscan" `, 1) + "\n\"$OUT/wxscan\" version; ! ldd \"$OUT/wxscan\""
+	script += strings.Replace(command, "-o /wxscan ", `-o "$OUT/wxscan" `, 1)
+	script += "\n\"$OUT/wxscan\" version; ! ldd \"$OUT/wxscan\""
 	cmd := exec.Command("sh", "-c", script)
 	cmd.Env = append(os.Environ(), "OUT="+t.TempDir())
 	out, err := cmd.CombinedOutput()

@@ -182,8 +182,9 @@ func TestRedisGivesOneNameToOneValueForItsLife(t *testing.T) {
 		name, old, next string
 		won             bool
 	}{
-		{"a", "b", "3", false}, {"a", string(odd), "2", true}, {"a", string(odd), "2", true}, // as if the answer was lost
-		{"a", string(odd), "3", false}, {"none", "", "1", false}, {"none", "", "1", false},
+		{"a", "b", "3", false}, {"a", string(odd), "2", true},
+		{"a", string(odd), "2", true}, {"a", string(odd), "3", false}, // again, as if the answer was lost
+		{"none", "", "1", false}, {"none", "", "1", false},
 	} {
 		if won, err := r.replace(ctx, test.name, test.old, test.next, 90*time.Second); won != test.won || err != nil {
 			t.Errorf("%+v: %v, %v", test, won, err)
@@ -268,37 +269,23 @@ func TestRedissTrustsTheCertificatesOfREDIS_CA(t *testing.T) {
 	}
 }
 
-func TestWatchHearsOfSwapsAndChecksAlsoAfterARestart(t *testing.T) {
-	t.Parallel()
-	server, logged := startRedis(t), new(syncBuffer)
-	r, other := newTestRedis(t, server.url(), logged), newTestRedis(t, server.url(), nil)
+func TestWatchHearsOfSwapsAndChecks(t *testing.T) {
+	server := startRedis(t)
+	r, other := newTestRedis(t, server.url(), nil), newTestRedis(t, server.url(), nil)
 	ctx, cancel := context.WithCancel(t.Context())
-	heard, ended := make(chan string, 100), make(chan bool)
-	go func() {
-		defer close(ended)
-		r.watch(ctx, func(name string) { heard <- name }, func() { heard <- "subscribed" })
-	}()
-	hears := func(want string) {
-		t.Helper()
-		if got := <-heard; !strings.HasPrefix(got, want) {
-			t.Errorf("heard %q, want %q", got, want)
-		}
+	heard := make(chan string, 10)
+	var watching sync.WaitGroup
+	watching.Go(func() { r.watch(ctx, func(name string) { heard <- name }, func() { heard <- "subscribed" }) })
+	equal(t, "first", <-heard, "subscribed")
+	other.first(ctx, "a", []byte("1"), time.Minute)
+	if ok, err := other.replace(ctx, "a", "1", "2", time.Minute); !ok || err != nil {
+		t.Fatal(ok, err)
 	}
-	for range 2 {
-		hears("subscribed")
-		other.first(ctx, "a", []byte("1"), time.Minute)
-		if ok, err := other.replace(ctx, "a", "1", "2", time.Minute); !ok || err != nil {
-			t.Fatal(ok, err)
-		}
-		hears("a")
-		must(t, r.check(ctx))
-		hears("check:")
-		server.kill()
-		server.start()
-	}
+	equal(t, "after a swap", <-heard, "a")
+	must(t, r.check(ctx))
+	equal(t, "after a check", (<-heard)[:6], "check:")
 	cancel()
-	<-ended
-	equal(t, "the subscription logs", logged.String(), "")
+	watching.Wait()
 }
 
 // A fakeAnswer answers a command on the nth connection, from 1; false closes it.
@@ -365,7 +352,7 @@ func TestWhatIsNotRedisFailsWithinItsTime(t *testing.T) {
 // TestConnectionsThatTurnOutDeadCostNoCommand has all connections fail after
 // their first command, and new ones work: a restart, or a failover.
 func TestConnectionsThatTurnOutDeadCostNoCommand(t *testing.T) {
-	for _, last := range []string{"", ":", "$1\r\n", "-READONLY You can't write\r\n", "-LOADING x\r\n", "-MASTERDOWN x\r\n"} {
+	for _, last := range []string{"", ":", "$1\r\n", "-READONLY no\r\n", "-LOADING x\r\n", "-MASTERDOWN x\r\n"} {
 		synctest.Test(t, func(t *testing.T) {
 			var failed atomic.Bool
 			r, logged := fakeRedis(t, func(n int, _ []string, out io.Writer) bool {
@@ -387,65 +374,18 @@ func TestConnectionsThatTurnOutDeadCostNoCommand(t *testing.T) {
 	}
 }
 
-func TestFrozenRedisHoldsNobodyForThreeSeconds(t *testing.T) {
+// TestRedisThatDoesOnlyHalfIsAwayAllTheTime is of one that writes, and runs no scripts.
+func TestRedisThatDoesOnlyHalfIsAwayAllTheTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var frozen atomic.Bool
-		r, _ := fakeRedis(t, func(_ int, _ []string, out io.Writer) bool {
-			if !frozen.Load() {
-				io.WriteString(out, "$1\r\n1\r\n")
-			}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		r, logged := fakeRedis(t, func(_ int, args []string, out io.Writer) bool {
+			io.WriteString(out, map[string]string{"SET": "$-1\r\n", "EVAL": "-NOPERM x\r\n"}[args[0]])
 			return true
 		})
-		for range redisConns {
-			r.read(t.Context(), "a")
-		}
-		frozen.Store(true)
-		var callers sync.WaitGroup
-		for range 5 * redisConns {
-			callers.Go(func() {
-				start := time.Now()
-				_, err := r.read(t.Context(), "a")
-				if took := time.Since(start); !errors.Is(err, errStoreUnavailable) || took > 2*redisTimeout {
-					t.Errorf("%v after %v", err, took)
-				}
-			})
-		}
-		callers.Wait()
-		frozen.Store(false)
-		if value, err := r.read(t.Context(), "a"); string(value) != "1" || err != nil {
-			t.Errorf("thawed: %q, %v", value, err)
-		}
-	})
-}
-
-// TestHealthIsKnownWhileNobodyAsks has a Redis work, do only half of what it must, go,
-// and come back.
-func TestHealthIsKnownWhileNobodyAsks(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		var state atomic.Value
-		r, logged := fakeRedis(t, func(_ int, args []string, out io.Writer) bool {
-			switch {
-			case state.Load() == "half" && args[0] == "EVAL":
-				io.WriteString(out, "-NOPERM x\r\n")
-			case state.Load() != "gone":
-				io.WriteString(out, ":1\r\n")
-			}
-			return state.Load() != "gone"
-		})
-		var watching sync.WaitGroup
-		state.Store("up")
-		watching.Go(func() { r.watchHealth(ctx) })
-		for _, now := range []string{"up", "half", "half", "gone", "half", "up"} {
-			state.Store(now)
-			time.Sleep(redisCheckEvery)
-			if synctest.Wait(); (now == "up") != (r.ready() == nil) {
-				t.Errorf("%s: %v", now, r.ready())
-			}
-		}
-		cancel()
-		watching.Wait()
-		oneLineEach(t, logged.String())
+		r.watchHealth(ctx)
+		equal(t, "it is ready", r.ready() == nil, false)
+		equal(t, "lines in the log", strings.Count(logged.String(), "\n"), 1)
 	})
 }
 
@@ -457,45 +397,36 @@ func oneLineEach(t *testing.T, logged string) {
 	}
 }
 
-func TestWatchSaysOnceThatItMayNotSubscribe(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		r, logged := fakeRedis(t, func(_ int, _ []string, out io.Writer) bool {
-			io.WriteString(out, "-NOPERM x\r\n")
-			return true
-		})
-		r.watch(ctx, func(string) {}, func() { t.Error("subscribed") })
-		if strings.Count(logged.String(), "tells of no changes") != 1 || r.ready() != nil {
-			t.Errorf("not one line: %s", logged)
-		}
-	})
-}
-
-func TestASubscriptionThatHearsNotEvenOfChecksIsReplaced(t *testing.T) {
+// TestASubscriptionThatBreaksIsReplaced has the first not even hear of checks any more,
+// the second and third refused, which is logged once, and the fourth closed.
+func TestASubscriptionThatBreaksIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		var last atomic.Int32
-		r, _ := fakeRedis(t, func(n int, _ []string, out io.Writer) bool {
-			last.Store(int32(n))
+		r, logged := fakeRedis(t, func(n int, _ []string, out io.Writer) bool {
+			if n == 2 || n == 3 {
+				io.WriteString(out, "-NOPERM x\r\n")
+				return true
+			}
 			io.WriteString(out, "*3\r\n$9\r\nsubscribe\r\n$14\r\nwxscan:changed\r\n:1\r\n")
 			for range 3 {
 				time.Sleep(redisCheckEvery)
 				io.WriteString(out, "*3\r\n$7\r\nmessage\r\n$14\r\nwxscan:changed\r\n$7\r\ncheck:X\r\n")
 			}
-			return true
+			return n == 1
 		})
-		start, resubscribed := time.Now(), make(chan time.Duration, 10)
+		start, subscribed := time.Now(), make(chan time.Duration, 10)
 		var watching sync.WaitGroup
-		watching.Go(func() { r.watch(ctx, func(string) {}, func() { resubscribed <- time.Since(start) }) })
-		want := 4*redisCheckEvery + 3*redisTimeout // with the patience for a slow check, and the pause
-		if first, second := <-resubscribed, <-resubscribed; first != 0 || second != want {
-			t.Errorf("subscribed after %v and %v", first, second)
+		watching.Go(func() { r.watch(ctx, func(string) {}, func() { subscribed <- time.Since(start) }) })
+		fourth := 4*redisCheckEvery + 5*redisTimeout // with the patience for a slow check, and three pauses
+		for _, want := range []time.Duration{0, fourth, fourth + 3*redisCheckEvery + redisTimeout} {
+			equal(t, "subscribed after", <-subscribed, want)
 		}
 		cancel()
 		watching.Wait()
 		time.Sleep(3 * redisCheckEvery) // until the fake has noticed
-		equal(t, "connections", last.Load(), 2)
+		if got := logged.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "tells of no changes") {
+			t.Errorf("not one line: %s", got)
+		}
 	})
 }
 
