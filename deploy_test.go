@@ -212,7 +212,7 @@ func (v *visitor) wants(status int, method, path string, headers ...string) resp
 func (v *visitor) logIn(begin string) {
 	v.t.Helper()
 	var qr qrAnswer
-	fetchJSON(v.t, &v.Client, "GET", v.site+"/wechat/"+begin, &qr)
+	getJSON(v.t, &v.Client, v.site+"/wechat/"+begin, &qr)
 	go func() {
 		time.Sleep(50 * time.Millisecond)
 		scanned(v.t, v.site, qr.Ticket, "alice")

@@ -84,20 +84,15 @@ func send(client *http.Client, method, url, body string, headers ...string) resp
 	return response{resp, string(text)}
 }
 
-// fetchJSON makes a request, whose answer goes to v unless that is nil.
-func fetchJSON(t testing.TB, client *http.Client, method, url string, v any) (status int) {
+func getJSON(t testing.TB, client *http.Client, url string, v any) {
 	t.Helper()
-	resp := send(client, method, url, "")
-	if v != nil {
-		must(t, json.Unmarshal([]byte(resp.body), v))
-	}
-	return resp.StatusCode
+	must(t, json.Unmarshal([]byte(send(client, "GET", url, "").body), v))
 }
 
 // begun, scanned and polled are a login over HTTP; begin is getloginqr or getauthqr.
 func begun(t testing.TB, base, begin string) (qr qrAnswer) {
 	t.Helper()
-	fetchJSON(t, http.DefaultClient, "GET", base+"/wechat/"+begin, &qr)
+	getJSON(t, http.DefaultClient, base+"/wechat/"+begin, &qr)
 	return qr
 }
 
@@ -122,11 +117,12 @@ func allowed(t testing.TB, page, openID string) (callback string) {
 func polled(t testing.TB, base, ticket, wait string) (answer pollAnswer) {
 	t.Helper()
 	poll := base + "/wechat/checklogin?wait=" + wait + "&ticket=" + url.QueryEscape(ticket)
-	fetchJSON(t, http.DefaultClient, "GET", poll, &answer)
+	getJSON(t, http.DefaultClient, poll, &answer)
 	return answer
 }
 
 func TestEndToEnd(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ addr, public, aesKey, language, open string }{
 		{"127.0.0.1:0", "", docKey, "C", "open"}, {":0", "http://192.168.7.7:8080", "", "zh_CN.UTF-8", "请打开"},
 	} {
@@ -201,10 +197,10 @@ func endsAtOnce(t *testing.T, client *http.Client, base string, polls int, end f
 	answers := make(chan pollAnswer, polls)
 	for range polls {
 		var qr qrAnswer
-		fetchJSON(t, client, "GET", base+"/wechat/getauthqr", &qr)
+		getJSON(t, client, base+"/wechat/getauthqr", &qr)
 		go func() {
 			var answer pollAnswer
-			fetchJSON(t, client, "GET", base+"/wechat/checklogin?wait=25&ticket="+qr.Ticket, &answer)
+			getJSON(t, client, base+"/wechat/checklogin?wait=25&ticket="+qr.Ticket, &answer)
 			answers <- answer
 		}()
 	}
@@ -392,7 +388,7 @@ func TestParkedPollIsNotCut(t *testing.T) {
 				"99999999999999999999": maxWait * time.Second} {
 				var answer pollAnswer
 				start := time.Now()
-				fetchJSON(t, &http.Client{Transport: transport}, "GET", poll+wait, &answer)
+				getJSON(t, &http.Client{Transport: transport}, poll+wait, &answer)
 				left -= want
 				if took := time.Since(start); answer.Status != statusPending || took != want ||
 					answer.ExpiresIn != ceil(left) {
