@@ -100,10 +100,13 @@ func (c *replicas) send(method, url, body string) response {
 	return send(c.client, method, url, body, "Authorization", "Bearer letmein")
 }
 
-// again asks until the answer is good, for 20 seconds, as browsers, WeChat and people do.
-func again(ask func() response, isGood func(response) bool) (got response) {
+// again makes a request until it is not refused, for 20 seconds, as browsers, WeChat and
+// people do.
+func again(request func() response) (got response) {
 	for range 200 {
-		if got = ask(); isGood(got) {
+		got = request()
+		if got.StatusCode == 200 ||
+			got.StatusCode == 303 && !strings.HasSuffix(got.Header.Get("Location"), "unavailable") {
 			break
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -113,8 +116,7 @@ func again(ask func() response, isGood func(response) bool) (got response) {
 
 // ask returns the answer of a URL as JSON, once it is 200.
 func (c *replicas) ask(url string, v any) error {
-	isOK := func(r response) bool { return r.StatusCode == 200 }
-	got := again(func() response { return c.send("GET", url, "") }, isOK)
+	got := again(func() response { return c.send("GET", url, "") })
 	if err := json.Unmarshal([]byte(got.body), v); err != nil || got.StatusCode != 200 {
 		return fmt.Errorf("%.60s: %d %s", url, got.StatusCode, got.body)
 	}
@@ -158,9 +160,7 @@ func (c *replicas) login(i int, openID string, between func()) {
 	browser.Go(func() { answer, err = c.poll(c.public, qr.Ticket) })
 	between()
 	send := c.phone(qr, openID)
-	got := again(func() response { return send(c.public) }, func(a response) bool {
-		return a.StatusCode == 200 || a.StatusCode == 303 && !strings.HasSuffix(a.Header.Get("Location"), "unavailable")
-	})
+	got := again(func() response { return send(c.public) })
 	if browser.Wait(); answer.OpenID != openID || err != nil {
 		c.t.Errorf("%s for %s ends as %+v, %v; the phone: %+v", bothFlows[i%2], openID, answer, err, got)
 	}
