@@ -244,6 +244,21 @@ func TestGuessersTogetherAreLimited(t *testing.T) {
 	})
 }
 
+func TestNumbersAreNobodyElses(t *testing.T) {
+	s, taken, err := emptyStore(t, time.Minute, 100), "", error(nil)
+	for err == nil {
+		var n string
+		n, err = s.number(t.Context(), "digits", 1, record{Ends: time.Now().Add(time.Minute)})
+		if err == nil && strings.Contains(taken, n) {
+			t.Fatalf("%s is given twice", n)
+		}
+		taken += n
+	}
+	if err != errTooManyTickets {
+		t.Errorf("when %q are taken: %v", taken, err)
+	}
+}
+
 func wrongDigits(begun codeTicket) string {
 	if begun.Code == "000000" {
 		return "000001"
