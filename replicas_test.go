@@ -207,9 +207,9 @@ func TestARollingRestartLosesNoLogin(t *testing.T) {
 
 func TestAScanReachesTheBrowserAtTheOtherReplicaAtOnce(t *testing.T) {
 	c := startReplicas(t)
-	var medians []time.Duration
 	const limit = 15 * time.Millisecond // 3 on an idle machine, but others may be at work here
-	for len(medians) < 50 {
+	median := time.Hour
+	for tries := 0; median > limit && tries < 50; tries++ {
 		var all []time.Duration
 		for i := range 21 {
 			var qr qrAnswer
@@ -223,12 +223,12 @@ func TestAScanReachesTheBrowserAtTheOtherReplicaAtOnce(t *testing.T) {
 			}
 		}
 		slices.Sort(all)
-		if medians = append(medians, all[len(all)/2]); all[len(all)/2] <= limit {
-			t.Logf("the median is %v; the limit %v", all[len(all)/2], limit)
-			return
-		}
+		median = all[len(all)/2]
+		t.Logf("the median is %v; the limit %v", median, limit)
 	}
-	t.Errorf("the medians are %v", medians)
+	if median > limit {
+		t.Error("never within it")
+	}
 }
 
 func TestALoginOutlivesWhatBreaksBetweenCodeAndScan(t *testing.T) {
@@ -241,7 +241,8 @@ func TestALoginOutlivesWhatBreaksBetweenCodeAndScan(t *testing.T) {
 		"both replicas": func(c *replicas) { c.stop(syscall.SIGTERM, 0, 1); c.start(0); c.start(1) },
 		"Redis, which has its data still": func(c *replicas) {
 			c.redis.kill()
-			time.AfterFunc(time.Second, c.redis.start)
+			time.Sleep(time.Second)
+			c.redis.start()
 		},
 		"Redis, which hangs for 10 seconds": func(c *replicas) {
 			c.redis.freeze()
@@ -268,9 +269,8 @@ func TestALoginOutlivesWhatBreaksBetweenCodeAndScan(t *testing.T) {
 			close(broken)
 			people.Wait()
 			for _, r := range c.each {
-				if text := r.logged.String(); strings.Count(text, "Redis is away") > 1 ||
-					strings.Count(text, "Redis is back") > 1 {
-					t.Errorf("more than a line each: %s", text)
+				if text := r.logged.String(); strings.Contains(text, "Redis is away") {
+					oneLineEach(t, text)
 				}
 			}
 		})
