@@ -201,9 +201,9 @@ func TestWrongDigitsAreAnsweredFiveTimes(t *testing.T) {
 		begun := w.beginCode(t)
 		for i := range 20 {
 			want := ""
-			if i < maxMistypes-1 {
+			if i < 4 {
 				want = "请发送登录页上的六位数字"
-			} else if i == maxMistypes-1 {
+			} else if i == 4 {
 				want = "请十分钟后再试"
 			}
 			got := w.say(t, "mallory", wrongDigits(begun))
@@ -406,21 +406,23 @@ func TestCodesEndAndAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "API_TOKEN="+testAPIToken)
 		whose := func(code string) userAnswer { return w.user(t, code, testAPIToken) }
-		first := firstLine(w.sayAgain(t, 1, "alice", "login"))
-		time.Sleep(codeLife)
+		first, other := firstLine(w.sayAgain(t, 1, "alice", "login")), firstLine(w.say(t, "carol", "login"))
+		time.Sleep(3*time.Minute - 1)
+		equal(t, "in time", whose(other).Data, "carol")
+		time.Sleep(1)
 		equal(t, "after three minutes", whose(first), userAnswer{Success: true})
 		equal(t, "the old message is answered with", w.sayAgain(t, 1, "alice", "login"), "")
 		last := ""
 		for i := range 10 {
 			text := w.say(t, "alice", "login")
-			equal(t, fmt.Sprintf("code %d is sent", i+1), text != "", i < maxCodesSent)
+			equal(t, fmt.Sprintf("code %d is sent", i+1), text != "", i < 5)
 			last = cmp.Or(firstLine(text), last)
 		}
 		if w.say(t, "bob", "login") == "" {
 			t.Error("another sender gets none")
 		}
 		for i := range 100 {
-			equal(t, fmt.Sprintf("guess %d", i+1), whose("00000000").Success, i+1 < maxMisses) // one above
+			equal(t, fmt.Sprintf("guess %d", i+1), whose("00000000").Success, i < 29) // with the one above
 		}
 		if got := whose(last); got.Success || got.Data != "" || got.Message == "" {
 			t.Errorf("a right guess beyond the limit: %+v", got)
