@@ -95,7 +95,6 @@ func (w *world) user(t testing.TB, code, authorization string) (answer userAnswe
 
 // eachStore runs a test in both modes, on memory and, without a bubble, on Redis.
 func eachStore(t *testing.T, test func(t *testing.T, w *world), settings ...string) {
-	url := startRedis(t).url()
 	for mode, key := range map[string]string{"plain": "", "sealed": docKey} {
 		settings := append([]string{"FLOWS=scan,code", "API_TOKEN=" + testAPIToken, "WECHAT_AES_KEY=" + key},
 			settings...)
@@ -103,7 +102,7 @@ func eachStore(t *testing.T, test func(t *testing.T, w *world), settings ...stri
 			synctest.Test(t, func(t *testing.T) { test(t, newWorld(t, settings...)) })
 		})
 		t.Run(mode+" on Redis", func(t *testing.T) {
-			t.Setenv("WXSCAN_REDIS", url)
+			t.Setenv("WXSCAN_REDIS", startRedis(t).url())
 			test(t, newWorld(t, settings...))
 		})
 	}
