@@ -353,13 +353,13 @@ func TestImageBuildsFromWhatTheContextHolds(t *testing.T) {
 	if !strings.Contains(command, "-o /wxscan ") {
 		t.Fatalf("the Dockerfile's build is %s", command)
 	}
-	script := "set -e; git clone -q . \"$OUT/src\"; cd \"$OUT/src\"\n"
+	script := []string{`set -e; git clone -q . "$OUT/src"; cd "$OUT/src"`}
 	for _, pattern := range named(t, content(t, ".dockerignore"), `(?m)^([^#\s]\S*)$`) {
-		script += "rm -rf ./" + pattern + "\n"
+		script = append(script, "rm -rf ./"+pattern)
 	}
-	script += strings.Replace(command, "-o /wxscan ", `-o "$OUT/wxscan" `, 1)
-	script += "\n\"$OUT/wxscan\" version; ! ldd \"$OUT/wxscan\""
-	cmd := exec.Command("sh", "-c", script)
+	script = append(script, strings.Replace(command, "-o /wxscan ", `-o "$OUT/wxscan" `, 1),
+		`"$OUT/wxscan" version; ! ldd "$OUT/wxscan"`)
+	cmd := exec.Command("sh", "-c", strings.Join(script, "\n"))
 	cmd.Env = append(os.Environ(), "OUT="+t.TempDir())
 	out, err := cmd.CombinedOutput()
 	if err != nil || regexp.MustCompile("dirty|devel").Match(out) || !bytes.Contains(out, []byte("wxscan v")) {
