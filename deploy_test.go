@@ -293,7 +293,7 @@ func leadsToThePageAskedFor(t *testing.T, v *visitor) {
 	}
 	for path, want := range map[string]int{"/static/wxscan.js": 200, "/static/html/loginfailed.html?reason=x": 200,
 		"/MP_verify_abc.txt": 200, "/wechat/session": 200, "/wechat/message?signature=x": 403, "/demo/nothing": 404,
-		"/wechat/qr.png?ticket=x": 404, "/wechat/accessusercode?code=x": 303, "/wechat/confirm?s=x": 303} {
+		"/wechat/qr.png?ticket=x": 404, "/.wxscan": 404, "/wechat/accessusercode?code=x": 303, "/wechat/confirm?s=x": 303} {
 		v.wants(want, "GET", path)
 	}
 }
@@ -310,7 +310,7 @@ func letsNobodyPast(t *testing.T, v *visitor) {
 	forged, err := other.sign(login{OpenID: "alice"}, time.Now(), "id")
 	must(t, err)
 	before := v.visits.Load()
-	for _, path := range []string{"/reports/7", "/", "/index.html"} {
+	for _, path := range []string{"/reports/7", "/", "/index.html", "/static/site.css", "/MP_verify_abc.txt.html"} {
 		for _, method := range []string{"GET", "HEAD", "POST", "OPTIONS"} {
 			v.wants(302, method, path)
 		}
