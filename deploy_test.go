@@ -293,7 +293,8 @@ func leadsToThePageAskedFor(t *testing.T, v *visitor) {
 	}
 	for path, want := range map[string]int{"/static/wxscan.js": 200, "/static/html/loginfailed.html?reason=x": 200,
 		"/MP_verify_abc.txt": 200, "/wechat/session": 200, "/wechat/message?signature=x": 403, "/demo/nothing": 404,
-		"/wechat/qr.png?ticket=x": 404, "/.wxscan": 404, "/wechat/accessusercode?code=x": 303, "/wechat/confirm?s=x": 303} {
+		"/wechat/qr.png?ticket=x": 404, "/wechat/accessusercode?code=x": 303, "/wechat/confirm?s=x": 303,
+		"/.wxscan": 404} {
 		v.wants(want, "GET", path)
 	}
 }
