@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -25,12 +27,6 @@ import (
 // A proxy is a real one that serves a site as deploy/ says, until the test
 // ends. Its files are in root; wxscan and the site's backend are addresses.
 type proxy func(t *testing.T, address, wxscan, backend, root string)
-
-// eachProxy runs a test with every proxy that deploy/ is for.
-func eachProxy(t *testing.T, test func(*testing.T, proxy)) {
-	t.Run("nginx", func(t *testing.T) { test(t, nginx) })
-	t.Run("caddy", func(t *testing.T) { test(t, caddy) })
-}
 
 func nginx(t *testing.T, address, wxscan, backend, root string) {
 	t.Helper()
@@ -96,34 +92,25 @@ func serveUntilEnd(t *testing.T, address string, cmd *exec.Cmd) {
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = t.Output(), t.Output(), 5*time.Second
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	must(t, cmd.Start())
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait(); close(ended) }()
-	t.Cleanup(func() { <-ended })
-	for range 1000 {
-		if conn, err := net.Dial("tcp", address); err == nil {
-			conn.Close()
-			return
-		}
-		select {
-		case err := <-ended:
-			t.Fatalf("%s: %v", cmd, err)
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-	t.Fatalf("%s does not listen", cmd)
+	t.Cleanup(func() { cmd.Wait() })
+	eventually(t, cmd.String()+" listens", func() bool { return listens(address) })
 }
 
-// lastPort is the last that freeAddress has given.
-var lastPort = func() *atomic.Int32 {
-	var port atomic.Int32
-	port.Store(20000 + rand.Int32N(10000))
-	return &port
-}()
+func listens(address string) bool {
+	conn, err := net.Dial("tcp", address)
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
+}
+
+var lastPort atomic.Int32 // that freeAddress has given
 
 // freeAddress returns a loopback address whose port is free, and stays so while a
 // server is stopped and started: it is below those that outgoing connections get.
 func freeAddress(t *testing.T) string {
 	t.Helper()
+	lastPort.CompareAndSwap(0, 20000+rand.Int32N(10000))
 	for range 1000 {
 		address := fmt.Sprint("127.0.0.1:", lastPort.Add(1))
 		if listener, err := net.Listen("tcp", address); err == nil {
@@ -142,7 +129,20 @@ type echo struct {
 	Length            int64 // of the body
 }
 
+// echoes answers with the request. It switches to whatever protocol it is asked for;
+// as a WebSocket, it sends a line back.
 func echoes(w http.ResponseWriter, r *http.Request) {
+	if protocol := r.Header.Get("Upgrade"); protocol != "" {
+		conn, lines, _ := http.NewResponseController(w).Hijack()
+		defer conn.Close()
+		fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n"+
+			"X-Who: %s\r\n\r\n", protocol, r.Header.Get("X-WeChat-OpenID"))
+		if strings.EqualFold(protocol, "websocket") {
+			line, _ := lines.ReadString('\n')
+			fmt.Fprint(conn, line)
+		}
+		return
+	}
 	length, _ := io.Copy(io.Discard, r.Body)
 	json.NewEncoder(w).Encode(echo{r.Method, r.RequestURI, r.Host, r.Header, length})
 }
@@ -164,27 +164,23 @@ func (e echo) saying(name string) string {
 type visitor struct {
 	http.Client
 	t      *testing.T
-	site   string // its URL
-	visits *atomic.Int64
+	site   string       // its URL
+	visits atomic.Int64 // of the site's backend
+	log    string       // nginx's access log
 }
 
-// visit returns a visitor of a site behind a proxy and wxscan -demo. /reports/
-// is a backend that echoes, the rest a file.
-func visit(t *testing.T, serve proxy) *visitor {
+// visit returns a visitor of a site behind a proxy and wxscan, which is -demo if no
+// other address is given. /reports/ is a backend that echoes, the rest a file.
+func visit(t *testing.T, serve proxy, address, wxscan string) *visitor {
 	t.Helper()
-	address := freeAddress(t)
-	base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0", "-url", "http://"+address,
-		"-verify-file", "MP_verify_abc.txt")
-	return visitAt(t, serve, address, base)
-}
-
-func visitAt(t *testing.T, serve proxy, address, wxscan string) *visitor {
-	t.Helper()
+	if wxscan == "" {
+		wxscan, _, _ = start(t, none, "-demo", "-addr", "127.0.0.1:0",
+			"-url", "http://"+address, "-verify-file", "MP_verify_abc.txt")
+	}
 	jar, err := cookiejar.New(nil)
 	must(t, err)
-	v := &visitor{t: t, site: "http://" + address, visits: new(atomic.Int64)}
-	v.Jar, v.CheckRedirect = jar, func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	v.Timeout = 20 * time.Second
+	v := &visitor{t: t, site: "http://" + address}
+	v.Jar, v.CheckRedirect, v.Timeout = jar, noRedirect, 20*time.Second
 	backend := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		v.visits.Add(1)
 		echoes(w, r)
@@ -192,290 +188,262 @@ func visitAt(t *testing.T, serve proxy, address, wxscan string) *visitor {
 	root := t.TempDir()
 	must(t, os.Chmod(root, 0o755))
 	must(t, os.WriteFile(filepath.Join(root, "index.html"), []byte("for members only"), 0o644))
+	v.log = filepath.Join(root, "access.log")
 	serve(t, address, strings.TrimPrefix(wxscan, "http://"), strings.TrimPrefix(backend, "http://"), root)
 	return v
 }
 
-// ask makes a request; changes may alter it first.
-func (v *visitor) ask(method, path string, body io.Reader, changes ...func(*http.Request)) (*http.Response, string) {
-	v.t.Helper()
-	req, err := http.NewRequestWithContext(v.t.Context(), method, v.site+path, body)
-	must(v.t, err)
-	for _, change := range changes {
-		change(req)
-	}
-	resp, err := v.Do(req)
-	must(v.t, err)
-	defer resp.Body.Close()
-	got, err := io.ReadAll(resp.Body)
-	must(v.t, err)
-	return resp, string(got)
+func (v *visitor) send(method, path, body string, headers ...string) response {
+	return send(&v.Client, method, v.site+path, body, headers...)
 }
 
-// logIn logs in by the flow that getloginqr or getauthqr begins, while a poll
+// wants complains unless a request is answered with a status.
+func (v *visitor) wants(status int, method, path string, headers ...string) response {
+	v.t.Helper()
+	resp := v.send(method, path, "", headers...)
+	if resp.StatusCode != status {
+		v.t.Errorf("%s %s %q: %s %.200q, want %d", method, path, headers, resp.Status, resp.body, status)
+	}
+	return resp
+}
+
+// logIn logs alice in by the flow that getloginqr or getauthqr begins, while a poll
 // is parked.
-func (v *visitor) logIn(begin, openID string) {
+func (v *visitor) logIn(begin string) {
 	v.t.Helper()
 	var qr qrAnswer
-	_, body := v.ask("GET", "/wechat/"+begin, nil)
-	must(v.t, json.Unmarshal([]byte(body), &qr))
+	getJSON(v.t, &v.Client, v.site+"/wechat/"+begin, &qr)
 	go func() {
 		time.Sleep(50 * time.Millisecond)
-		scanned(v.t, v.site, qr.Ticket, openID)
+		scanned(v.t, v.site, qr.Ticket, "alice")
 	}()
-	var answer pollAnswer
 	begun := time.Now()
-	_, body = v.ask("GET", "/wechat/checklogin?wait=20&ticket="+url.QueryEscape(qr.Ticket), nil)
-	must(v.t, json.Unmarshal([]byte(body), &answer))
-	if took := time.Since(begun); answer.OpenID != openID || took > 5*time.Second {
-		v.t.Fatalf("%s: %s after %v", begin, body, took)
+	poll := v.wants(200, "GET", "/wechat/checklogin?wait=20&ticket="+qr.Ticket)
+	if took := time.Since(begun); !strings.Contains(poll.body, `"openid":"alice"`) || took > 5*time.Second {
+		v.t.Fatalf("%s: %s after %v", begin, poll.body, took)
 	}
 }
 
 // echoed returns what the backend got of a request that must reach it.
-func (v *visitor) echoed(method, path string, body io.Reader, changes ...func(*http.Request)) (e echo) {
+func (v *visitor) echoed(method, path, body string, headers ...string) (e echo) {
 	v.t.Helper()
-	resp, got := v.ask(method, path, body, changes...)
-	if err := json.Unmarshal([]byte(got), &e); err != nil || resp.StatusCode != http.StatusOK {
-		v.t.Fatalf("%s %s: %s %.200q, want what the backend got", method, path, resp.Status, got)
+	resp := v.send(method, path, body, headers...)
+	if err := json.Unmarshal([]byte(resp.body), &e); err != nil || resp.StatusCode != http.StatusOK {
+		v.t.Fatalf("%s %s: %s %.200q, want what the backend got", method, path, resp.Status, resp.body)
 	}
 	return e
 }
 
-func TestProxyLeadsThroughTheLoginToThePageAskedFor(t *testing.T) {
-	eachProxy(t, func(t *testing.T, serve proxy) {
-		v := visit(t, serve)
-		for _, test := range []struct{ begin, path string }{
-			{"getloginqr", "/reports/a%20b?c=d+e&&f=%2541%26g?h&return_to=/elsewhere"},
-			{"getauthqr", "/reports/wechat/static/html/login"},
-			{"getauthqr", "/reports/%E6%8A%A5%E5%91%8A/100%25?url=https%3A%2F%2Fa.example"},
-		} {
-			resp, _ := v.ask("GET", test.path, nil)
-			if got := resp.Header.Get("Location"); resp.StatusCode != 302 || got != "/login?return_to="+test.path {
-				t.Fatalf("%s: %s to %q", test.path, resp.Status, got)
+// TestSiteBehindAProxy visits one site at each of the proxies that deploy/ is for. All
+// but the first find alice logged in.
+func TestSiteBehindAProxy(t *testing.T) {
+	for name, serve := range map[string]proxy{"nginx": nginx, "caddy": caddy} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			v := visit(t, serve, freeAddress(t), "")
+			for _, test := range []struct {
+				sentence string
+				test     func(*testing.T, *visitor)
+			}{
+				{"leads through the login to the page asked for", leadsToThePageAskedFor},
+				{"lets nobody past without a login", letsNobodyPast},
+				{"tells the backend who it is, whatever the client says", tellsTheBackendWhoItIs},
+				{"takes larger bodies than wxscan does", takesLargeBodies},
+				{"lets WebSockets through, and no other tunnel", letsWebSocketsThrough},
+			} {
+				t.Run(test.sentence, func(t *testing.T) { v.t = t; test.test(t, v) })
 			}
-			_, page := v.ask("GET", resp.Header.Get("Location"), nil)
-			if want := `data-return-to="` + html.EscapeString(test.path) + `"`; !strings.Contains(page, want) {
-				t.Errorf("the login page has no %s:\n%s", want, page)
+			if name == "nginx" {
+				eventually(t, "it logs", func() bool { return strings.Contains(content(t, v.log), "GET /reports/7") })
+				secret := regexp.MustCompile(`.*[?&](ticket|code|signature|s)=.*`)
+				equal(t, "secrets in its access log", secret.FindString(content(t, v.log)), "")
 			}
-			v.logIn(test.begin, "alice")
-			if e := v.echoed("GET", test.path, nil); e.URI != test.path || e.saying("X-WeChat-OpenID") != "alice" {
-				t.Errorf("the backend got %+v", e)
-			}
-			if _, body := v.ask("GET", "/", nil); body != "for members only" {
-				t.Errorf("the file: %q", body)
-			}
-			resp, _ = v.ask("POST", "/wechat/logout", nil, func(r *http.Request) { r.Header.Set("Origin", v.site) })
-			if again, _ := v.ask("GET", test.path, nil); resp.StatusCode != 204 || again.StatusCode != 302 {
-				t.Errorf("logout: %s, then %s", resp.Status, again.Status)
-			}
-		}
-		for path, want := range map[string]int{"/static/wxscan.js": 200, "/static/html/loginfailed.html?reason=x": 200,
-			"/MP_verify_abc.txt": 200, "/wechat/session": 401, "/wechat/message": 403, "/demo/nothing": 404} {
-			if resp, _ := v.ask("GET", path, nil); resp.StatusCode != want {
-				t.Errorf("%s: %s, want %d", path, resp.Status, want)
-			}
-		}
-	})
-}
-
-func TestProxyLetsNobodyPastWithoutALogin(t *testing.T) {
-	eachProxy(t, func(t *testing.T, serve proxy) {
-		v := visit(t, serve)
-		v.logIn("getauthqr", "alice")
-		where, err := url.Parse(v.site)
-		must(t, err)
-		cookie := v.Jar.Cookies(where)[0]
-		v.Jar, _ = cookiejar.New(nil)
-		other := testSigner(strings.Repeat("s", 32))
-		other.issuer, other.audience = v.site, "wx0123456789abcdef"
-		forged, err := other.sign(login{OpenID: "alice"}, time.Now(), "id")
-		must(t, err)
-		bearing := func(token string) func(*http.Request) {
-			return func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+token) }
-		}
-		for _, method := range []string{"GET", "HEAD", "POST", "OPTIONS"} {
-			for _, path := range []string{"/reports/7", "/", "/index.html"} {
-				if resp, _ := v.ask(method, path, nil); resp.StatusCode != http.StatusFound {
-					t.Errorf("%s %s: %s, want 302", method, path, resp.Status)
-				}
-			}
-		}
-		for _, token := range []string{"", cookie.Value[:len(cookie.Value)-1], forged} {
-			byCookie := func(r *http.Request) { r.AddCookie(&http.Cookie{Name: cookie.Name, Value: token}) }
-			for _, with := range []func(*http.Request){byCookie, bearing(token)} {
-				if resp, _ := v.ask("GET", "/reports/7", nil, with); resp.StatusCode != http.StatusFound {
-					t.Errorf("the token %q: %s, want 302", token, resp.Status)
-				}
-			}
-		}
-		for _, path := range []string{
-			"//reports/7", "/./reports/7", "/x/../reports/7", "/%72eports/7", "/wechat/../reports/7",
-			"/index.html?/wechat/", "/wechat/..%2freports/7", "/demo/..//reports/7", "/static/html/../../index.html",
-			"/wechat/%2e%2e/reports/7",
-			"/login/../index.html", "/login%2f..%2findex.html", "/MP_verify_abc.txt/../index.html",
-			"/wechat/..;/index.html", "/.wxscan", "/.wxscan/../reports/7", "/wechat/session/../../reports/7",
-			"/reports/7%00/wechat/", "/reports/7%3f/login",
-		} {
-			resp, body := v.ask("GET", path, nil, func(r *http.Request) { r.URL.Opaque = path })
-			if resp.StatusCode == http.StatusOK || strings.Contains(body, "members") {
-				t.Errorf("%s: %s %q", path, resp.Status, body)
-			}
-		}
-		equal(t, "requests reached the backend", v.visits.Load(), 0)
-		if e := v.echoed("GET", "/reports/7", nil, bearing(cookie.Value)); e.saying("X-WeChat-OpenID") != "alice" {
-			t.Errorf("with the right token the backend got %+v", e)
-		}
-	})
-}
-
-func TestProxyTellsTheBackendWhoItIsWhateverTheClientSays(t *testing.T) {
-	eachProxy(t, func(t *testing.T, serve proxy) {
-		v := visit(t, serve)
-		v.logIn("getauthqr", "alice")
-		for _, name := range []string{
-			"X-WeChat-OpenID", "x-wechat-openid", "X_WeChat_OpenID", "X-WeChat_OpenID", "X.WeChat.OpenID",
-			"X-WeChat-UnionID", "X_WeChat_UnionID", "x-wechat_unionid", "Connection",
-		} {
-			e := v.echoed("GET", "/reports/7", nil, func(r *http.Request) {
-				r.Header[name] = []string{"mallory", "eve"}
-				if name == "Connection" { // whose own headers a proxy leaves out
-					r.Header[name] = []string{"keep-alive, x-wechat-openid"}
+			t.Run("tells wxscan who asks", func(t *testing.T) { tellsWxscanWhoAsks(t, serve) })
+			t.Run("lets nobody in while wxscan is down", func(t *testing.T) {
+				v := visit(t, serve, freeAddress(t), freeAddress(t))
+				for _, path := range []string{"/", "/reports/7"} {
+					resp := v.send("GET", path, "")
+					if resp.StatusCode < 500 || strings.Contains(resp.body, "members") || v.visits.Load() > 0 {
+						t.Errorf("%s: %s %q, want 5xx", path, resp.Status, resp.body)
+					}
 				}
 			})
-			if id, union := e.saying("X-WeChat-OpenID"), e.saying("X-WeChat-UnionID"); id != "alice" || union != "" {
-				t.Errorf("%s: the backend is told %q, %q, want alice alone", name, id, union)
-			}
-		}
-	})
-}
-
-// TestProxyTakesLargeBodies sends more than wxscan takes.
-func TestProxyTakesLargeBodies(t *testing.T) {
-	eachProxy(t, func(t *testing.T, serve proxy) {
-		v := visit(t, serve)
-		v.logIn("getauthqr", "alice")
-		large := strings.Repeat("x", 2*maxBody)
-		chunked := io.MultiReader(strings.NewReader(large)) // whose length the client does not know
-		for _, body := range []io.Reader{strings.NewReader(large), chunked} {
-			if e := v.echoed("POST", "/reports/", body); e.Method != "POST" || e.Length != 2*maxBody {
-				t.Errorf("the backend got a %s of %d bytes", e.Method, e.Length)
-			}
-		}
-		if resp, body := v.ask("HEAD", "/reports/7", nil); resp.StatusCode != http.StatusOK || body != "" {
-			t.Errorf("HEAD: %s %q", resp.Status, body)
-		}
-	})
-}
-
-// TestProxyTellsWxscanWhoAsks has a backend stand for wxscan.
-func TestProxyTellsWxscanWhoAsks(t *testing.T) {
-	eachProxy(t, func(t *testing.T, serve proxy) {
-		wxscan := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("X-WeChat-OpenID", "alice")
-			w.Header().Set("X-WeChat-UnionID", "union")
-			if r.URL.Path == "/wechat/session" && (r.Method != "GET" || r.ContentLength != 0) {
-				t.Errorf("wxscan gets a %s with a body of %d bytes", r.Method, r.ContentLength)
-				return
-			}
-			echoes(w, r)
-		}))
-		v := visitAt(t, serve, freeAddress(t), wxscan)
-		for _, path := range []string{"/wechat/getauthqr", "/login", "/reports/7"} {
-			e := v.echoed("GET", path, nil, func(r *http.Request) { r.Header.Set("X-Forwarded-For", "203.0.113.9") })
-			if e.saying("X-Forwarded-For") != "127.0.0.1" || "http://"+e.Host != v.site {
-				t.Errorf("%s: %+v", path, e)
-			}
-		}
-		if e := v.echoed("GET", "/login?return_to=/a?b=c&d=%2541", nil); e.URI != "/?return_to=/a?b=c&d=%2541" {
-			t.Errorf("the login page is asked for by %s", e.URI)
-		}
-		if got := v.echoed("POST", "/reports/7", strings.NewReader("body")).saying("X-WeChat-UnionID"); got != "union" {
-			t.Errorf("the backend is told the union id %q, want union", got)
-		}
-	})
-}
-
-func TestNginxLogsNoTicketsCodesAndSignatures(t *testing.T) {
-	var folder string
-	v := visit(t, func(t *testing.T, address, wxscan, backend, root string) {
-		folder = root
-		nginx(t, address, wxscan, backend, root)
-	})
-	v.logIn("getloginqr", "alice")
-	v.logIn("getauthqr", "alice")
-	for _, path := range []string{"qr.png?ticket=x", "message?signature=x", "accessusercode?code=x", "confirm?s=x"} {
-		v.ask("GET", "/wechat/"+path, nil)
-	}
-	v.echoed("GET", "/reports/7", nil)
-	log := filepath.Join(folder, "access.log")
-	eventually(t, "nginx has logged", func() bool { return strings.Contains(content(t, log), "GET /reports/7") })
-	if logged := content(t, log); strings.Contains(logged, "/wechat/") {
-		t.Errorf("the access log has\n%s", logged)
-	}
-}
-
-func TestBehindAProxyThatDoesNotSayWhoAsks(t *testing.T) {
-	address := freeAddress(t)
-	settings := only("METRICS_TOKEN=letmein", "QR_RATE=2")
-	base, _, _ := start(t, settings, "-demo", "-addr", "127.0.0.1:0", "-url", "http://"+address)
-	v := visitAt(t, plainNginx, address, base)
-	if resp, _ := v.ask("GET", "/metrics", nil); resp.StatusCode != 404 {
-		t.Errorf("/metrics: %s", resp.Status)
-	}
-	for i := range 21 { // ten times QR_RATE, and one
-		want := http.StatusOK
-		if i == 20 {
-			want = http.StatusTooManyRequests
-		}
-		if resp, body := v.ask("GET", "/wechat/getauthqr", nil); resp.StatusCode != want {
-			t.Errorf("QR code %d: %s %s, want %d", i+1, resp.Status, body, want)
-		}
-	}
-}
-
-func TestCheckSeesAProxyThatDoesNotSayWhoAsks(t *testing.T) {
-	for _, test := range []struct {
-		name  string
-		serve proxy
-		want  string
-	}{
-		{"plain nginx", plainNginx, "✗ %s answers, but the proxy in front of it does not say who asks"},
-		{"nginx", nginx, "✓ %s answers WeChat's check of the interface URL\n"},
-		{"caddy", caddy, "✓ %s answers WeChat's check of the interface URL\n"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			address := freeAddress(t)
-			base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0", "-url", "http://"+address)
-			v := visitAt(t, test.serve, address, base)
-			var said strings.Builder
-			args := []string{"check", "-demo", "-addr", strings.TrimPrefix(base, "http://"), "-url", v.site}
-			run(t.Context(), args, none, &said, io.Discard)
-			if want := fmt.Sprintf(test.want, v.site); !strings.Contains(said.String(), want) {
-				t.Errorf("no %q in\n%s", want, said.String())
-			}
 		})
 	}
 }
 
-func TestProxyLetsNobodyInWhileWxscanIsDown(t *testing.T) {
-	eachProxy(t, func(t *testing.T, serve proxy) {
-		v := visitAt(t, serve, freeAddress(t), freeAddress(t))
-		for _, path := range []string{"/", "/reports/7"} {
-			resp, body := v.ask("GET", path, nil)
-			if resp.StatusCode < 500 || strings.Contains(body, "members") || v.visits.Load() > 0 {
-				t.Errorf("%s: %s %q, want 5xx", path, resp.Status, body)
-			}
+func leadsToThePageAskedFor(t *testing.T, v *visitor) {
+	for path, begin := range map[string]string{
+		"/reports/a%20b?c=d+e&&f=%2541%26g?h&return_to=/elsewhere":       "getloginqr",
+		"/reports/wechat/static/html/login":                              "getauthqr",
+		"/reports/%E6%8A%A5%E5%91%8A/100%25?url=https%3A%2F%2Fa.example": "getauthqr",
+	} {
+		v.wants(204, "POST", "/wechat/logout", "Origin", v.site)
+		to := v.wants(302, "GET", path).Header.Get("Location")
+		equal(t, "who is not logged in is sent to", to, "/login?return_to="+path)
+		page, want := v.wants(200, "GET", to).body, `data-return-to="`+html.EscapeString(path)+`"`
+		if !strings.Contains(page, want) {
+			t.Errorf("the login page has no %s:\n%s", want, page)
 		}
-	})
+		v.logIn(begin)
+		if e := v.echoed("GET", path, ""); e.URI != path || e.saying("X-WeChat-OpenID") != "alice" {
+			t.Errorf("the backend got %+v", e)
+		}
+		equal(t, "the file", v.wants(200, "GET", "/").body, "for members only")
+	}
+	for path, want := range map[string]int{"/static/wxscan.js": 200, "/static/html/loginfailed.html?reason=x": 200,
+		"/MP_verify_abc.txt": 200, "/wechat/session": 200, "/wechat/message?signature=x": 403, "/demo/nothing": 404,
+		"/wechat/qr.png?ticket=x": 404, "/wechat/accessusercode?code=x": 303, "/wechat/confirm?s=x": 303,
+		"/.wxscan": 404} {
+		v.wants(want, "GET", path)
+	}
+}
+
+func letsNobodyPast(t *testing.T, v *visitor) {
+	where, err := url.Parse(v.site)
+	must(t, err)
+	jar := v.Jar
+	cookie := jar.Cookies(where)[0]
+	v.Jar = nil
+	defer func() { v.Jar = jar }()
+	other := testSigner(strings.Repeat("s", 32))
+	other.issuer, other.audience = v.site, "wx0123456789abcdef"
+	forged, err := other.sign(login{OpenID: "alice"}, time.Now(), "id")
+	must(t, err)
+	before := v.visits.Load()
+	for _, path := range []string{"/reports/7", "/", "/index.html", "/static/site.css", "/MP_verify_abc.txt.html"} {
+		for _, method := range []string{"GET", "HEAD", "POST", "OPTIONS"} {
+			v.wants(302, method, path)
+		}
+		for _, token := range []string{"", cookie.Value[:len(cookie.Value)-1], forged} {
+			v.wants(302, "GET", path, "Cookie", cookie.Name+"="+token)
+			v.wants(302, "GET", path, "Authorization", "Bearer "+token)
+		}
+	}
+	for _, path := range []string{
+		"//reports/7", "/./reports/7", "/x/../reports/7", "/%72eports/7", "/wechat/../reports/7",
+		"/index.html?/wechat/", "/wechat/..%2freports/7", "/demo/..//reports/7", "/static/html/../../index.html",
+		"/wechat/%2e%2e/reports/7",
+		"/login/../index.html", "/login%2f..%2findex.html", "/MP_verify_abc.txt/../index.html",
+		"/wechat/..;/index.html", "/.wxscan", "/.wxscan/../reports/7", "/wechat/session/../../reports/7",
+		"/reports/7%00/wechat/", "/reports/7%3f/login",
+	} {
+		resp := v.send("GET", path, "")
+		if resp.StatusCode == http.StatusOK || resp.StatusCode == 0 || strings.Contains(resp.body, "members") {
+			t.Errorf("%s: %s %q", path, resp.Status, resp.body)
+		}
+	}
+	equal(t, "requests at the backend", v.visits.Load(), before)
+	e := v.echoed("GET", "/reports/7", "", "Authorization", "Bearer "+cookie.Value)
+	equal(t, "with the right token the backend is told", e.saying("X-WeChat-OpenID"), "alice")
+}
+
+func tellsTheBackendWhoItIs(t *testing.T, v *visitor) {
+	for _, name := range []string{
+		"X-WeChat-OpenID", "x-wechat-openid", "X_WeChat_OpenID", "X-WeChat_OpenID", "X.WeChat.OpenID",
+		"X-WeChat-UnionID", "X_WeChat_UnionID", "x-wechat_unionid", "Connection",
+	} {
+		headers := []string{name, "mallory", name, "eve"}
+		if name == "Connection" { // whose own headers a proxy leaves out
+			headers = []string{name, "keep-alive, x-wechat-openid"}
+		}
+		e := v.echoed("GET", "/reports/7", "", headers...)
+		equal(t, name, e.saying("X-WeChat-OpenID")+" "+e.saying("X-WeChat-UnionID"), "alice ")
+	}
+}
+
+func takesLargeBodies(t *testing.T, v *visitor) {
+	for _, length := range []int64{2 * maxBody, -1} { // the client may not know it
+		body := io.NopCloser(strings.NewReader(strings.Repeat("x", 2*maxBody)))
+		req, err := http.NewRequest("POST", v.site+"/reports/", body)
+		must(t, err)
+		req.ContentLength = length
+		resp, err := v.Do(req)
+		must(t, err)
+		var e echo
+		must(t, json.NewDecoder(resp.Body).Decode(&e))
+		resp.Body.Close()
+		equal(t, "the backend got", fmt.Sprint(e.Method, e.Length), fmt.Sprint("POST", 2*maxBody))
+	}
+	v.wants(200, "HEAD", "/reports/7")
+}
+
+func letsWebSocketsThrough(t *testing.T, v *visitor) {
+	for _, protocol := range []string{"h2c", "tls/1.2", "websocket, h2c"} {
+		v.wants(200, "GET", "/reports/", "Connection", "Upgrade", "Upgrade", protocol)
+	}
+	where, err := url.Parse(v.site)
+	must(t, err)
+	for cookie, want := range map[string]int{"": 302, v.Jar.Cookies(where)[0].String(): 101} {
+		conn, err := net.Dial("tcp", where.Host)
+		must(t, err)
+		defer conn.Close()
+		fmt.Fprintf(conn, "GET /reports/ HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n"+
+			"Cookie: %s\r\n\r\n", where.Host, cookie)
+		in := bufio.NewReader(conn)
+		resp, err := http.ReadResponse(in, nil)
+		must(t, err)
+		if equal(t, cookie, resp.StatusCode, want); want == 101 {
+			fmt.Fprint(conn, "hello\n")
+			got, err := in.ReadString('\n')
+			equal(t, "through the tunnel comes", resp.Header.Get("X-Who")+" "+got+fmt.Sprint(err), "alice hello\n<nil>")
+		}
+	}
+}
+
+// tellsWxscanWhoAsks has a backend stand for wxscan.
+func tellsWxscanWhoAsks(t *testing.T, serve proxy) {
+	wxscan := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-WeChat-OpenID", "alice")
+		w.Header().Set("X-WeChat-UnionID", "union")
+		if r.URL.Path == "/wechat/session" && (r.Method != "GET" || r.ContentLength != 0) {
+			t.Errorf("wxscan gets a %s with a body of %d bytes", r.Method, r.ContentLength)
+		}
+		echoes(w, r)
+	}))
+	v := visit(t, serve, freeAddress(t), wxscan)
+	for _, path := range []string{"/wechat/getauthqr", "/login", "/reports/7"} {
+		e := v.echoed("GET", path, "", "X-Forwarded-For", "203.0.113.9")
+		equal(t, path, e.saying("X-Forwarded-For")+" http://"+e.Host, "127.0.0.1 "+v.site)
+	}
+	e := v.echoed("GET", "/login?return_to=/a?b=c&d=%2541", "")
+	equal(t, "the login page is asked for by", e.URI, "/?return_to=/a?b=c&d=%2541")
+	e = v.echoed("POST", "/reports/7", "body")
+	equal(t, "the backend is told the union id", e.saying("X-WeChat-UnionID"), "union")
+}
+
+func TestAProxyThatDoesNotSayWhoAsksIsNoticed(t *testing.T) {
+	address := freeAddress(t)
+	settings := only("METRICS_TOKEN=letmein", "QR_RATE=2")
+	wxscan, _, _ := start(t, settings, "-demo", "-addr", "127.0.0.1:0", "-url", "http://"+address)
+	checked := func(site string) string {
+		var said strings.Builder
+		args := []string{"check", "-demo", "-addr", strings.TrimPrefix(wxscan, "http://"), "-url", site}
+		run(t.Context(), args, none, &said, io.Discard)
+		return said.String()
+	}
+	v := visit(t, plainNginx, address, wxscan)
+	said, want := checked(v.site), "✗ "+v.site+" answers, but the proxy in front of it does not say who asks"
+	if !strings.Contains(said, want) {
+		t.Errorf("check says %s", said)
+	}
+	v.wants(404, "GET", "/metrics")
+	for range 20 { // ten times QR_RATE
+		v.wants(200, "GET", "/wechat/getauthqr")
+	}
+	v.wants(429, "GET", "/wechat/getauthqr")
+	v = visit(t, nginx, freeAddress(t), wxscan)
+	said, want = checked(v.site), "✓ "+v.site+" answers WeChat's check of the interface URL\n"
+	if !strings.Contains(said, want) {
+		t.Errorf("behind a proxy that says so, check says %s", said)
+	}
 }
 
 func TestBrowserArrivesAtThePageItAskedFor(t *testing.T) {
 	program(t, "nginx", "nginx-light")
 	address := freeAddress(t)
 	b := browse(t, "-url", "http://"+address)
-	v := visitAt(t, nginx, address, b.base)
-	b.base = v.site
+	b.base = visit(t, nginx, address, b.base).site
 	b.open("/reports/7?a=1&b=2")
 	b.wait(pageStatus, prompt)
 	b.is("location.pathname + location.search", "/login?return_to=/reports/7?a=1&b=2")
@@ -485,72 +453,12 @@ func TestBrowserArrivesAtThePageItAskedFor(t *testing.T) {
 	b.wait("document.body.innerText.includes('\"X-Wechat-Openid\":[\"alice\"]')", "true")
 }
 
-// TestProxyLetsWebSocketsThroughAndNoOtherTunnel has a backend that switches to
-// whatever protocol it is asked for, and then echoes lines.
-func TestProxyLetsWebSocketsThroughAndNoOtherTunnel(t *testing.T) {
-	eachProxy(t, func(t *testing.T, serve proxy) {
-		backend := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.Header.Get("Upgrade") == "" {
-				echoes(w, r)
-				return
-			}
-			conn, lines, err := http.NewResponseController(w).Hijack()
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer conn.Close()
-			fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n"+
-				"X-Who: %s\r\n\r\n", r.Header.Get("Upgrade"), r.Header.Get("X-WeChat-OpenID"))
-			if strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
-				line, _ := lines.ReadString('\n')
-				fmt.Fprint(conn, line)
-			}
-		}))
-		address := freeAddress(t)
-		base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0", "-url", "http://"+address)
-		v := visitAt(t, func(t *testing.T, address, wxscan, _, root string) {
-			serve(t, address, wxscan, strings.TrimPrefix(backend, "http://"), root)
-		}, address, base)
-		upgrade := func(protocol string) func(*http.Request) {
-			return func(r *http.Request) {
-				r.Header.Set("Connection", "Upgrade")
-				r.Header.Set("Upgrade", protocol)
-			}
-		}
-		if resp, _ := v.ask("GET", "/reports/", nil, upgrade("websocket")); resp.StatusCode != http.StatusFound {
-			t.Errorf("without a login: %s, want 302", resp.Status)
-		}
-		v.logIn("getauthqr", "alice")
-		for _, protocol := range []string{"h2c", "tls/1.2", "websocket, h2c"} {
-			if resp, body := v.ask("GET", "/reports/", nil, upgrade(protocol)); resp.StatusCode != http.StatusOK {
-				t.Errorf("%s: %s %s, want 200", protocol, resp.Status, body)
-			}
-		}
-		req, err := http.NewRequestWithContext(t.Context(), "GET", v.site+"/reports/", nil)
-		must(t, err)
-		upgrade("WebSocket")(req)
-		v.Timeout = 0 // with one, there is no writing to what the answer becomes
-		resp, err := v.Do(req)
-		must(t, err)
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusSwitchingProtocols || resp.Header.Get("X-Who") != "alice" {
-			t.Fatalf("%s for %q, want 101 for alice", resp.Status, resp.Header.Get("X-Who"))
-		}
-		fmt.Fprint(resp.Body.(io.Writer), "hello\n")
-		if got, err := io.ReadAll(resp.Body); string(got) != "hello\n" {
-			t.Errorf("through the tunnel came %q, %v", got, err)
-		}
-	})
-}
-
 // TestNginxServesHTTPSAsItsCommentSays follows the comment at the end of nginx.conf.
 func TestNginxServesHTTPSAsItsCommentSays(t *testing.T) {
-	program(t, "nginx", "nginx-light")
 	folder, plain, secure := t.TempDir(), freeAddress(t), freeAddress(t)
-	path := func(name string) string { return filepath.Join(folder, name) }
-	selfSigned(t, path("cert"), path("key"), 1)
-	must(t, os.WriteFile(path("options"), nil, 0o600))
+	certFile, keyFile := certificate(t)
+	options := filepath.Join(folder, "options")
+	must(t, os.WriteFile(options, nil, 0o600))
 	site, comment, _ := strings.Cut(content(t, "deploy/nginx.conf"), "\n# For https: ")
 	_, comment, _ = strings.Cut(comment, "\n#\t")
 	lines := strings.Split(strings.ReplaceAll("#\t"+comment, "\n#", "\n")[1:], "\n")
@@ -559,26 +467,21 @@ func TestNginxServesHTTPSAsItsCommentSays(t *testing.T) {
 	}
 	site = strings.Replace(site, "listen 80;", strings.Join(lines[:6], "\n"), 1) + "\n" + strings.Join(lines[6:], "\n")
 	backend := newLocalServer(t, http.HandlerFunc(echoes))
-	site = strings.NewReplacer("listen 80;", "listen "+plain+";", "listen 443 ", "listen "+secure+" ",
-		"ssl_dhparam", "# ssl_dhparam", "127.0.0.1:8080; }", strings.TrimPrefix(backend, "http://")+"; }",
-		"/etc/letsencrypt/options-ssl-nginx.conf", path("options"),
-		"/etc/letsencrypt/live/www.example.com/fullchain.pem", path("cert"),
-		"/etc/letsencrypt/live/www.example.com/privkey.pem", path("key"),
-	).Replace(site)
-	serveNginx(t, secure, folder, []byte(site))
+	serveNginx(t, secure, folder, []byte(strings.NewReplacer("listen 80;", "listen "+plain+";",
+		"listen 443 ", "listen "+secure+" ", "ssl_dhparam", "# ssl_dhparam",
+		"127.0.0.1:8080; }", strings.TrimPrefix(backend, "http://")+"; }",
+		"/etc/letsencrypt/options-ssl-nginx.conf", options,
+		"/etc/letsencrypt/live/www.example.com/fullchain.pem", certFile,
+		"/etc/letsencrypt/live/www.example.com/privkey.pem", keyFile).Replace(site)))
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
-	v := &visitor{t: t, site: "https://" + secure, Client: http.Client{Transport: transport,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
-	resp, _ := v.ask("GET", "/login", nil)
-	if resp.ProtoMajor != 2 || resp.Header.Get("Strict-Transport-Security") == "" {
+	v := &visitor{t: t, site: "https://" + secure, Client: http.Client{Transport: transport, CheckRedirect: noRedirect}}
+	if resp := v.send("GET", "/login", ""); resp.ProtoMajor != 2 || resp.Header.Get("Strict-Transport-Security") == "" {
 		t.Errorf("%s, %v", resp.Proto, resp.Header)
 	}
-	if e := v.echoed("GET", "/login", nil); e.Host != secure || e.saying("X-Forwarded-Proto") != "https" {
+	if e := v.echoed("GET", "/login", ""); e.Host != secure || e.saying("X-Forwarded-Proto") != "https" {
 		t.Errorf("wxscan got %+v", e)
 	}
 	v.site = "http://" + plain
-	resp, _ = v.ask("GET", "/a?b=c", nil, func(r *http.Request) { r.Host = "www.example.com" })
-	if got := resp.Header.Get("Location"); resp.StatusCode != 301 || got != "https://www.example.com/a?b=c" {
-		t.Errorf("over http: %s to %s", resp.Status, got)
-	}
+	to := v.wants(301, "GET", "/a?b=c").Header.Get("Location")
+	equal(t, "over http one is sent to", to, "https://127.0.0.1/a?b=c")
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"crypto/ecdsa"
@@ -11,11 +10,11 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
-	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -31,13 +30,13 @@ import (
 	"time"
 )
 
-// start runs wxscan and returns its URL, once it listens. stop ends it.
+// start runs wxscan and returns its URL, once it listens, and all its output. stop ends it.
 func start(t *testing.T, getenv func(string) string, args ...string) (
 	url string, logged *syncBuffer, stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended, logged := make(chan error, 1), new(syncBuffer)
-	go func() { ended <- run(ctx, args, getenv, io.Discard, io.MultiWriter(logged, t.Output())) }()
+	go func() { ended <- run(ctx, args, getenv, logged, io.MultiWriter(logged, t.Output())) }()
 	stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { stop() })
 	return listening(t, logged), logged, stop
@@ -57,53 +56,58 @@ func listening(t *testing.T, logged *syncBuffer) string {
 	return ""
 }
 
-// ask makes a request, whose answer goes to v unless that is nil.
-func ask(client *http.Client, method, url string, v any) (status int, err error) {
-	req, err := http.NewRequest(method, url, nil)
+// A response is what send got. Without an answer, its status is 0, and its body says why.
+type response struct {
+	*http.Response
+	body string
+}
+
+// send makes a request; headers are names, as they are sent, and values.
+func send(client *http.Client, method, url, body string, headers ...string) response {
+	none := &http.Response{Status: "no answer"}
+	req, err := http.NewRequest(method, url, strings.NewReader(body))
 	if err != nil {
-		return 0, err
+		return response{none, err.Error()}
+	}
+	for i := 0; i < len(headers); i += 2 {
+		req.Header[headers[i]] = append(req.Header[headers[i]], headers[i+1])
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return 0, err
+		return response{none, err.Error()}
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && v != nil {
-		err = json.Unmarshal(body, v)
-	}
+	text, err := io.ReadAll(resp.Body)
 	if err != nil {
-		err = fmt.Errorf("%s: %w in %.200q", url, err, body)
+		return response{none, err.Error()}
 	}
-	return resp.StatusCode, err
+	return response{resp, string(text)}
 }
 
-func fetchJSON(t testing.TB, method, url string, v any) (status int) {
+func getJSON(t testing.TB, client *http.Client, url string, v any) {
 	t.Helper()
-	status, err := ask(http.DefaultClient, method, url, v)
-	must(t, err)
-	return status
+	must(t, json.Unmarshal([]byte(send(client, "GET", url, "").body), v))
 }
 
 // begun, scanned and polled are a login over HTTP; begin is getloginqr or getauthqr.
 func begun(t testing.TB, base, begin string) (qr qrAnswer) {
 	t.Helper()
-	fetchJSON(t, "GET", base+"/wechat/"+begin, &qr)
+	getJSON(t, http.DefaultClient, base+"/wechat/"+begin, &qr)
 	return qr
 }
 
 func scanned(t testing.TB, base, ticket, openID string) {
 	t.Helper()
 	scan := base + "/demo/scan?openid=" + openID + "&ticket=" + url.QueryEscape(ticket)
-	if status := fetchJSON(t, "POST", scan, nil); status != http.StatusOK {
-		t.Errorf("the scan is answered %d", status)
-	}
+	equal(t, "the scan is answered", send(http.DefaultClient, "POST", scan, "").StatusCode, 200)
 }
+
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // allowed returns the callback to which the authorize page leads, once openID has agreed.
 func allowed(t testing.TB, page, openID string) (callback string) {
 	t.Helper()
-	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := http.Client{CheckRedirect: noRedirect}
 	resp, err := client.PostForm(page, url.Values{"openid": {openID}, "event": {"allow"}})
 	must(t, err)
 	resp.Body.Close()
@@ -112,36 +116,37 @@ func allowed(t testing.TB, page, openID string) (callback string) {
 
 func polled(t testing.TB, base, ticket, wait string) (answer pollAnswer) {
 	t.Helper()
-	fetchJSON(t, "GET", base+"/wechat/checklogin?wait="+wait+"&ticket="+url.QueryEscape(ticket), &answer)
+	poll := base + "/wechat/checklogin?wait=" + wait + "&ticket=" + url.QueryEscape(ticket)
+	getJSON(t, http.DefaultClient, poll, &answer)
 	return answer
 }
 
 func TestEndToEnd(t *testing.T) {
-	for _, test := range []struct{ addr, public, aesKey string }{
-		{"127.0.0.1:0", "", docKey}, {":0", "http://192.168.7.7:8080", ""},
+	t.Parallel()
+	for _, test := range []struct{ addr, public, aesKey, language, open string }{
+		{"127.0.0.1:0", "", docKey, "C", "open"}, {":0", "http://192.168.7.7:8080", "", "zh_CN.UTF-8", "请打开"},
 	} {
-		getenv := only("PUBLIC_URL="+test.public, "WECHAT_AES_KEY="+test.aesKey)
+		getenv := only("PUBLIC_URL="+test.public, "WECHAT_AES_KEY="+test.aesKey, "LANG="+test.language)
 		base, logged, stop := start(t, getenv, "-demo", "-addr", test.addr)
 		base = "http://127.0.0.1" + base[strings.LastIndex(base, ":"):]
-		for _, begin := range []string{"getloginqr", "getauthqr"} {
+		public := cmp.Or(test.public, base)
+		for _, begin := range bothFlows {
 			qr := begun(t, base, begin)
-			if !strings.HasPrefix(qr.URL, cmp.Or(test.public, base)+"/demo/") {
+			if !strings.HasPrefix(qr.URL, public+"/demo/") {
 				t.Errorf("%+v: the phone is sent to %q", test, qr.URL)
 			}
-			var scan sync.WaitGroup
-			scan.Go(func() {
-				time.Sleep(50 * time.Millisecond)
-				scanned(t, base, qr.Ticket, "alice")
-			})
-			if answer := polled(t, base, qr.Ticket, "25"); !answer.Login || answer.OpenID != "alice" {
-				t.Errorf("%s: %+v", begin, answer)
-			}
-			scan.Wait()
+			scanned(t, base, qr.Ticket, "alice")
+			equal(t, "who is logged in", polled(t, base, qr.Ticket, "25").OpenID, "alice")
 		}
-		if !strings.Contains(logged.String(), "ANYONE CAN LOG IN AS ANYONE") {
-			t.Error("-demo does not say that anyone can log in as anyone")
+		for length, want := range map[int]int{7 << 10: 200, 17 << 10: 431} {
+			header := strings.Repeat("x", length)
+			equal(t, "a long header", send(http.DefaultClient, "GET", base, "", "X", header).StatusCode, want)
 		}
 		must(t, stop())
+		if got := logged.String(); !strings.HasPrefix(got, test.open+" "+public+"\n") ||
+			!strings.Contains(got, "ANYONE CAN LOG IN AS ANYONE") || strings.Contains(got, "interface_url") {
+			t.Errorf("-demo says %s", got)
+		}
 	}
 }
 
@@ -169,6 +174,8 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	flag.Set("test.parallel", "8") // tests that run in parallel mostly wait
 	programDir, _ = os.MkdirTemp("", "wxscan")
 	code := m.Run()
 	endBrowsers()
@@ -183,35 +190,30 @@ func build(t *testing.T) string {
 	return filepath.Join(programDir, "wxscan")
 }
 
-// parkedPolls begins logins and parks a poll for each.
-func parkedPolls(t *testing.T, client *http.Client, base string, polls int) (answers chan pollAnswer) {
+// endsAtOnce parks polls, each of a login of its own, and has all of them answered and
+// the server ended, before shutdownGrace is over.
+func endsAtOnce(t *testing.T, client *http.Client, base string, polls int, end func() error) {
 	t.Helper()
-	answers = make(chan pollAnswer, polls)
+	answers := make(chan pollAnswer, polls)
 	for range polls {
 		var qr qrAnswer
-		_, err := ask(client, "GET", base+"/wechat/getauthqr", &qr)
-		must(t, err)
+		getJSON(t, client, base+"/wechat/getauthqr", &qr)
 		go func() {
 			var answer pollAnswer
-			ask(client, "GET", base+"/wechat/checklogin?wait=25&ticket="+qr.Ticket, &answer)
+			getJSON(t, client, base+"/wechat/checklogin?wait=25&ticket="+qr.Ticket, &answer)
 			answers <- answer
 		}()
 	}
-	time.Sleep(500 * time.Millisecond) // let them park
-	if len(answers) > 0 {
-		t.Fatal("polls end before the shutdown")
-	}
-	return answers
-}
-
-// endsAtOnce has all parked polls answered and the server ended within two seconds.
-func endsAtOnce(t *testing.T, answers chan pollAnswer, end func() error) {
-	t.Helper()
+	parked := fmt.Sprintf("\nwxscan_waiting_browsers %d\n", polls)
+	eventually(t, "all polls are parked", func() bool {
+		metrics := send(client, "GET", base+"/metrics", "", "Authorization", "Bearer letmein")
+		return strings.Contains(metrics.body, parked)
+	})
 	begun := time.Now()
-	if err := end(); err != nil || time.Since(begun) > 2*time.Second {
+	if err := end(); err != nil || time.Since(begun) > shutdownGrace {
 		t.Errorf("ended with %v after %v", err, time.Since(begun))
 	}
-	for range cap(answers) {
+	for range polls {
 		if answer := <-answers; answer.Status != statusPending || answer.ExpiresIn < 200 {
 			t.Fatalf("a parked poll is answered %+v", answer)
 		}
@@ -219,54 +221,63 @@ func endsAtOnce(t *testing.T, answers chan pollAnswer, end func() error) {
 }
 
 func TestTermAnswersAThousandParkedPolls(t *testing.T) {
-	base, cmd := launch(t, build(t))
+	t.Parallel()
+	base, cmd := launch(t, build(t), "METRICS_TOKEN=letmein")
 	silent, err := net.Dial("tcp", strings.TrimPrefix(base, "http://")) // Shutdown alone would wait for it
 	must(t, err)
 	defer silent.Close()
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1000}}
-	endsAtOnce(t, parkedPolls(t, client, base, 1000), func() error {
+	endsAtOnce(t, client, base, 1000, func() error {
 		must(t, cmd.Process.Signal(syscall.SIGTERM))
 		return cmd.Wait()
 	})
 }
 
-func TestShutdownAnswersThePollsParkedOnOneHTTP2Connection(t *testing.T) {
-	base, client, stop := startTLS(t)
-	resp, err := client.Get(base + "/healthz")
-	must(t, err)
-	resp.Body.Close()
-	if resp.ProtoMajor != 2 || resp.Header.Get("Strict-Transport-Security") != "max-age=31536000" {
-		t.Errorf("answered by %s, %v", resp.Proto, resp.Header)
+func TestHTTPSHasHTTP2AndReadsAChangedCertificate(t *testing.T) {
+	t.Parallel()
+	certFile, keyFile := certificate(t)
+	base, _, stop := start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile, "QR_RATE=0", "METRICS_TOKEN=letmein"),
+		"-addr", "127.0.0.1:0")
+	base = "https" + strings.TrimPrefix(base, "http")
+	for serial := range int64(2) {
+		selfSigned(t, certFile, keyFile, serial+7)
+		transport := &http.Transport{ForceAttemptHTTP2: true, MaxConnsPerHost: 1,
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+		t.Cleanup(transport.CloseIdleConnections)
+		client := &http.Client{Transport: transport}
+		resp := send(client, "GET", base+"/healthz", "")
+		if got := resp.TLS.PeerCertificates[0].SerialNumber.Int64(); got != serial+7 || resp.ProtoMajor != 2 ||
+			resp.Header.Get("Strict-Transport-Security") != "max-age=31536000" {
+			t.Errorf("certificate %d, want %d; %s, %v", got, serial+7, resp.Proto, resp.Header)
+		}
+		if serial == 1 { // all on one connection
+			endsAtOnce(t, client, base, 100, stop)
+		}
 	}
-	endsAtOnce(t, parkedPolls(t, client, base, 100), stop)
 }
 
 func TestLoginsGoOnWhileNobodyReadsTheLog(t *testing.T) {
+	t.Parallel()
 	unread, stderr := io.Pipe() // a write waits for a read
 	defer unread.Close()
 	ctx, stop := context.WithCancel(t.Context())
-	address := freeAddress(t)
-	ended := make(chan error, 1)
-	go func() { ended <- run(ctx, []string{"-demo", "-addr", address}, none, io.Discard, stderr) }()
-	base := "http://" + address
-	for range 500 {
-		if _, err := ask(http.DefaultClient, "GET", base+"/wechat/getauthqr", nil); err == nil {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	base, ended := "http://"+freeAddress(t), make(chan error, 1)
+	args := []string{"-demo", "-addr", strings.TrimPrefix(base, "http://")}
+	go func() { ended <- run(ctx, args, none, io.Discard, stderr) }()
+	eventually(t, "it listens", func() bool {
+		return send(http.DefaultClient, "GET", base+"/healthz", "").StatusCode == 200
+	})
 	for range 20 {
 		qr := begun(t, base, "getloginqr")
 		scanned(t, base, qr.Ticket, "alice")
-		if got := polled(t, base, qr.Ticket, "5"); got.OpenID != "alice" {
-			t.Fatalf("%+v", got)
-		}
+		equal(t, "who is logged in", polled(t, base, qr.Ticket, "5").OpenID, "alice")
 	}
 	stop()
 	must(t, <-ended)
 }
 
 func TestShutdownWaitsForRequestsInFlight(t *testing.T) {
+	t.Parallel()
 	release, arrived := make(chan bool), make(chan bool, 2) // a token is fetched, and a QR code made
 	weChat := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		arrived <- true
@@ -274,45 +285,41 @@ func TestShutdownWaitsForRequestsInFlight(t *testing.T) {
 		io.WriteString(w, `{"access_token":"t","expires_in":7200,"ticket":"t","url":"u"}`)
 	}))
 	base, _, stop := start(t, with("WECHAT_API_BASE="+weChat), "-addr", "127.0.0.1:0")
-	status := make(chan int, 1)
-	go func() {
-		got, _ := ask(http.DefaultClient, "GET", base+"/wechat/getloginqr", nil)
-		status <- got
-	}()
+	var status int
+	var request sync.WaitGroup
+	request.Go(func() { status = send(http.DefaultClient, "GET", base+"/wechat/getloginqr", "").StatusCode })
 	<-arrived
 	time.AfterFunc(200*time.Millisecond, func() { close(release) })
 	must(t, stop())
-	if got := <-status; got != 200 {
-		t.Errorf("the request in flight ends with %d", got)
-	}
+	request.Wait()
+	equal(t, "the request in flight ends with", status, 200)
 }
 
 // A pipeListener accepts the connections that dial makes in memory, so that
 // the server's time-outs can be tested in a synctest bubble.
-type pipeListener struct{ conns, closed chan net.Conn }
+type pipeListener chan net.Conn
 
 func (l pipeListener) Accept() (net.Conn, error) {
-	select {
-	case conn := <-l.conns:
-		return conn, nil
-	case <-l.closed:
+	conn, open := <-l
+	if !open {
 		return nil, net.ErrClosed
 	}
+	return conn, nil
 }
 
-func (l pipeListener) Close() error   { close(l.closed); return nil }
+func (l pipeListener) Close() error   { close(l); return nil }
 func (l pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 func (l pipeListener) dial() net.Conn {
 	here, there := net.Pipe()
-	l.conns <- there
+	l <- there
 	return here
 }
 
 // inMemory serves a world in the current bubble until the test ends, with TLS if
 // there are certificates.
 func inMemory(t *testing.T, certificates ...tls.Certificate) (*world, pipeListener) {
-	w, l := newWorld(t), pipeListener{make(chan net.Conn), make(chan net.Conn)}
+	w, l := newWorld(t), make(pipeListener)
 	listener := net.Listener(l)
 	if len(certificates) > 0 {
 		listener = tls.NewListener(l, &tls.Config{Certificates: certificates, NextProtos: []string{"h2"}})
@@ -359,106 +366,37 @@ func TestDrippingClientsAreCutWithin30Seconds(t *testing.T) {
 				})
 			}
 		}
-		time.Sleep(5 * time.Second)
-		conn := l.dial() // amid all that a login goes through
-		io.WriteString(conn, poll+"\r\n")
-		w.scan(qr.Ticket, "alice", "")
-		answer := make([]byte, 4096)
-		if n, _ := conn.Read(answer); !strings.Contains(string(answer[:n]), `"openid":"alice"`) {
-			t.Errorf("%s", answer[:n])
-		}
-		conn.Close()
 		wg.Wait()
 	})
 }
 
+// TestParkedPollIsNotCut polls for longer than a request may take to come.
 func TestParkedPollIsNotCut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, l := inMemory(t)
-		qr := w.begin(t, "getauthqr")
-		conn, start := l.dial(), time.Now()
-		defer conn.Close()
-		left := 300 * time.Second
-		// On one connection, which a proxy may share among browsers.
-		for _, wait := range []string{"30", "99999999999999999999", "-1000", "-9223372037", "30"} {
-			fmt.Fprintf(conn, "GET /wechat/checklogin?wait=%s&ticket=%s HTTP/1.1\r\nHost: x\r\n\r\n", wait, qr.Ticket)
-			want := maxWait * time.Second
-			if wait[0] == '-' {
-				want = 0
-			}
-			left -= want
-			answer := make([]byte, 4096)
-			n, err := conn.Read(answer)
-			pending := fmt.Sprintf(`"status":"pending","expiresIn":%d`, ceil(left))
-			took := time.Since(start)
-			if err != nil || took != want || !strings.Contains(string(answer[:n]), pending) {
-				t.Fatalf("%q, %v after %v", answer[:n], err, took)
-			}
-			start = time.Now()
-		}
-	})
-}
-
-func TestGarbageOnTheWireHarmsNobody(t *testing.T) {
-	const post, length, long = "POST /wechat/message HTTP/1.1\r\nHost: x\r\n", "Content-Length: 5\r\n", 40 << 10
-	synctest.Test(t, func(t *testing.T) {
-		w, l := inMemory(t)
-		for name, test := range map[string]struct{ bytes, statuses string }{
-			"binary":           {"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x00\xff\r\n\r\n", "400"},
-			"two lengths":      {post + length + "Content-Length: 6\r\n\r\nhello", "400"},
-			"obscured chunks":  {post + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", "501"},
-			"40 KiB of header": {"GET / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", long) + "\r\n\r\n", "431"},
-			"40 KiB of path":   {"GET /" + strings.Repeat("x", long) + " HTTP/1.1\r\nHost: x\r\n\r\n", "431"},
-		} {
-			conn := l.dial()
-			conn.SetDeadline(time.Now().Add(time.Minute))
-			go io.WriteString(conn, test.bytes)
-			answer, _ := io.ReadAll(conn)
-			conn.Close()
-			statuses := regexp.MustCompile(`HTTP/1.1 (\d+)`).FindAllSubmatch(answer, -1)
-			if len(statuses) != 1 || string(statuses[0][1]) != test.statuses {
-				t.Errorf("%s: %.80q, want %s once", name, answer, test.statuses)
-			}
-		}
-		w.begin(t, "getloginqr")
-	})
-}
-
-func TestParallelLoginsDoNotCross(t *testing.T) {
-	base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0")
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1000}}
-	var wg sync.WaitGroup
-	for i := range 200 {
-		wg.Go(func() {
-			openID := fmt.Sprint("user", i)
-			pause := func() { time.Sleep(time.Duration(mathrand.IntN(300)) * time.Millisecond) }
-			pause()
-			var qr qrAnswer
-			if _, err := ask(client, "GET", base+"/wechat/"+[]string{"getloginqr", "getauthqr"}[i%2], &qr); err != nil {
-				t.Error(err)
-				return
-			}
-			ticket := url.QueryEscape(qr.Ticket)
-			wg.Go(func() {
-				pause()
-				if _, err := ask(client, "POST", base+"/demo/scan?openid="+openID+"&ticket="+ticket, nil); err != nil {
-					t.Error(err)
-				}
-			})
-			wait := []string{"", "&wait=25"}[i/2%2]
-			for answer := (pollAnswer{}); !answer.Login; {
-				_, err := ask(client, "GET", base+"/wechat/checklogin?ticket="+ticket+wait, &answer)
-				if err != nil || answer.Login && answer.OpenID != openID || answer.Status == statusExpired {
-					t.Errorf("%s: %+v, %v", openID, answer, err)
-					return
-				}
-				if wait == "" {
-					pause()
+	pair, err := tls.LoadX509KeyPair(certificate(t))
+	must(t, err)
+	for url, certificates := range map[string][]tls.Certificate{"http://wx.test": nil, "https://wx.test": {pair}} {
+		synctest.Test(t, func(t *testing.T) {
+			w, l := inMemory(t, certificates...)
+			// One connection, which a proxy may share among browsers.
+			transport := &http.Transport{ForceAttemptHTTP2: true, MaxConnsPerHost: 1,
+				TLSClientConfig: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}},
+				DialContext:     func(context.Context, string, string) (net.Conn, error) { return l.dial(), nil }}
+			t.Cleanup(transport.CloseIdleConnections)
+			poll := url + "/wechat/checklogin?ticket=" + w.begin(t, "getauthqr").Ticket + "&wait="
+			left := 300 * time.Second
+			for wait, want := range map[string]time.Duration{"30": maxWait * time.Second, "-1000": 0, "-9223372037": 0,
+				"99999999999999999999": maxWait * time.Second} {
+				var answer pollAnswer
+				start := time.Now()
+				getJSON(t, &http.Client{Transport: transport}, poll+wait, &answer)
+				left -= want
+				if took := time.Since(start); answer.Status != statusPending || took != want ||
+					answer.ExpiresIn != ceil(left) {
+					t.Errorf("%s, wait=%s: %+v after %v", url, wait, answer, took)
 				}
 			}
 		})
 	}
-	wg.Wait()
 }
 
 // memoryOf returns the peak and present resident memory of a process, in bytes.
@@ -497,53 +435,6 @@ func certificate(t *testing.T) (certFile, keyFile string) {
 	return certFile, keyFile
 }
 
-// startTLS runs wxscan with https, and returns a client that speaks HTTP/2.
-func startTLS(t *testing.T) (base string, client *http.Client, stop func() error) {
-	t.Helper()
-	certFile, keyFile := certificate(t)
-	base, _, stop = start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile, "QR_RATE=0"), "-addr", "127.0.0.1:0")
-	transport := &http.Transport{ForceAttemptHTTP2: true, MaxConnsPerHost: 1,
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
-	t.Cleanup(transport.CloseIdleConnections)
-	return "https" + strings.TrimPrefix(base, "http"), &http.Client{Transport: transport}, stop
-}
-
-// The server's time-out of reading ends before such a poll.
-func TestParkedPollIsNotCutOverHTTP2(t *testing.T) {
-	pair, err := tls.LoadX509KeyPair(certificate(t))
-	must(t, err)
-	synctest.Test(t, func(t *testing.T) {
-		w, l := inMemory(t, pair)
-		transport := &http.Transport{ForceAttemptHTTP2: true}
-		transport.DialTLSContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn := tls.Client(l.dial(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
-			return conn, conn.HandshakeContext(ctx)
-		}
-		t.Cleanup(transport.CloseIdleConnections)
-		qr, begun := w.begin(t, "getauthqr"), time.Now()
-		var answer pollAnswer
-		poll := "https://wx.test/wechat/checklogin?wait=30&ticket=" + qr.Ticket
-		_, err := ask(&http.Client{Transport: transport}, "GET", poll, &answer)
-		if took := time.Since(begun); err != nil || answer.Status != statusPending || took != maxWait*time.Second {
-			t.Errorf("%+v, %v after %v", answer, err, took)
-		}
-	})
-}
-
-func TestHTTPSReadsAChangedCertificate(t *testing.T) {
-	certFile, keyFile := certificate(t)
-	base, _, _ := start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile), "-addr", "127.0.0.1:0")
-	for serial := range int64(2) {
-		selfSigned(t, certFile, keyFile, serial+7)
-		conn, err := tls.Dial("tcp", strings.TrimPrefix(base, "http://"), &tls.Config{InsecureSkipVerify: true})
-		must(t, err)
-		conn.Close()
-		if got := conn.ConnectionState().PeerCertificates[0].SerialNumber.Int64(); got != serial+7 {
-			t.Errorf("certificate %d, want %d", got, serial+7)
-		}
-	}
-}
-
 func TestStartSaysWhyItCannotListen(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -571,23 +462,6 @@ func TestStartSaysWhyItCannotListen(t *testing.T) {
 	}
 }
 
-func TestDemoBeginsWithWhatToOpen(t *testing.T) {
-	for language, verb := range map[string]string{"C": "open", "zh_CN.UTF-8": "请打开"} {
-		ctx, cancel := context.WithCancel(t.Context())
-		shown, stdout := io.Pipe()
-		ended, logged := make(chan error, 1), new(syncBuffer)
-		args := []string{"-demo", "-addr", "127.0.0.1:0"}
-		go func() { ended <- run(ctx, args, only("LANG="+language), stdout, logged) }()
-		line, err := bufio.NewReader(shown).ReadString('\n')
-		must(t, err)
-		if want := verb + " " + listening(t, logged) + "\n"; line != want {
-			t.Errorf("%q, want %q", line, want)
-		}
-		cancel()
-		must(t, <-ended)
-	}
-}
-
 func TestStrangersFillTheLogWithSixtyShortLinesAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		logged := new(syncBuffer)
@@ -605,34 +479,17 @@ func TestStrangersFillTheLogWithSixtyShortLinesAMinute(t *testing.T) {
 }
 
 func TestStartSaysWhatToEnterAndToMakeLonger(t *testing.T) {
-	const enter = "https://login.example.com/wechat/message"
 	for token, isShort := range map[string]bool{"a2345678901234b": true, "a2345678901234bc": false} {
-		_, logged, stop := start(t, with("LOG_FORMAT=json", "WECHAT_TOKEN="+token), "-addr", "127.0.0.1:0")
-		must(t, stop())
-		var line struct{ InterfaceURL, AuthorizationDomain string }
-		lines := strings.Split(strings.ReplaceAll(logged.String(), "_", ""), "\n")
-		must(t, json.Unmarshal([]byte(lines[1]), &line))
-		if line.InterfaceURL != enter || line.AuthorizationDomain != "login.example.com" {
-			t.Errorf("%+v in %s", line, logged)
-		}
-		if strings.Contains(logged.String(), "WECHAT_TOKEN is short") != isShort {
-			t.Errorf("%d characters: %s", len(token), logged)
-		}
-	}
-	_, logged, stop := start(t, none, "-demo", "-addr", "127.0.0.1:0")
-	if must(t, stop()); strings.Contains(logged.String(), "interface_url") {
-		t.Errorf("-demo tells what to enter: %s", logged)
-	}
-}
-
-func TestNothingOfTheSimulatorWithoutDemo(t *testing.T) {
-	base, _, _ := start(t, with(), "-addr", "127.0.0.1:0")
-	qr := begun(t, base, "getauthqr")
-	for _, path := range []string{"/demo/q/x", "/demo/scan?openid=mallory&ticket=" + qr.Ticket, "/demo/cgi-bin/token"} {
-		for _, method := range []string{"GET", "POST"} {
-			if status := fetchJSON(t, method, base+path, nil); status != 404 {
-				t.Errorf("%s %s: %d", method, path, status)
+		base, logged, stop := start(t, with("LOG_FORMAT=json", "WECHAT_TOKEN="+token), "-addr", "127.0.0.1:0")
+		for _, path := range []string{"/demo/q/x", "/demo/scan?openid=mallory&ticket=x", "/demo/cgi-bin/token"} {
+			for _, method := range []string{"GET", "POST"} {
+				equal(t, method+" of the simulator", send(http.DefaultClient, method, base+path, "").StatusCode, 404)
 			}
+		}
+		must(t, stop())
+		if got := logged.String(); strings.Contains(got, "WECHAT_TOKEN is short") != isShort || !strings.Contains(got,
+			`"interface_url":"https://login.example.com/wechat/message","authorization_domain":"login.example.com"`) {
+			t.Errorf("%d characters: %s", len(token), got)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,12 +21,17 @@ import (
 	"testing"
 )
 
+func content(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	must(t, err)
+	return string(text)
+}
+
 // forEachREADME runs a test with the text of each README.
 func forEachREADME(t *testing.T, test func(t *testing.T, text string)) {
 	for _, name := range []string{"README.md", "README.zh-CN.md"} {
-		text, err := os.ReadFile(name)
-		must(t, err)
-		t.Run(name, func(t *testing.T) { test(t, string(text)) })
+		t.Run(name, func(t *testing.T) { test(t, content(t, name)) })
 	}
 }
 
@@ -59,15 +65,13 @@ func code(t *testing.T, text, language string) []string {
 
 func TestREADMENamesTheSettingsThatExist(t *testing.T) {
 	var help bytes.Buffer
-	for _, args := range [][]string{{"-h"}, {"check", "-h"}, {"sign", "-h"}} {
-		must(t, run(t.Context(), args, none, &help, io.Discard))
+	for _, args := range []string{"-h", "check -h", "sign -h"} {
+		must(t, run(t.Context(), strings.Fields(args), none, &help, io.Discard))
 	}
 	flags := named(t, help.String(), `\B-([a-z-]+)`)
 	forEachREADME(t, func(t *testing.T, text string) {
 		text = regexp.MustCompile("(?s)```.*?```").ReplaceAllString(text, "")
-		var envs []string
 		for _, s := range new(config).settings() {
-			envs = append(envs, s.env)
 			row := regexp.MustCompile("(?m)^\\|[^|]*`" + s.env + "`.*").FindString(text)
 			if row == "" || s.flag != "" && !strings.Contains(row, "`-"+s.flag+"`") {
 				t.Errorf("the table of settings has no %s with its flag %q", s.env, s.flag)
@@ -77,9 +81,16 @@ func TestREADMENamesTheSettingsThatExist(t *testing.T) {
 				t.Errorf("%s is %q by default, and its row says %q", s.env, s.byDefault, row)
 			}
 		}
-		among(t, envs, named(t, text, "`([A-Z]{4,})[`=]|\\b([A-Z]+_[A-Z_]+)\\b"), "there is no setting")
+		among(t, settingNames(), named(t, text, "`([A-Z]{4,})[`=]|\\b([A-Z]+_[A-Z_]+)\\b"), "there is no setting")
 		among(t, flags, named(t, text, "`-([a-z-]+)"), "there is no flag")
 	})
+}
+
+func settingNames() (names []string) {
+	for _, s := range new(config).settings() {
+		names = append(names, s.env)
+	}
+	return names
 }
 
 // TestREADMEGivesCommandsThatAreUnderstood has the program parse each command
@@ -173,18 +184,25 @@ func TestREADMENamesTheErrorsThatAreAnswered(t *testing.T) {
 	})
 }
 
-func TestREADMEsNameFilesThatExist(t *testing.T) {
-	files, err := filepath.Glob("docs/*.md")
+func TestDocumentsNameFilesThatExist(t *testing.T) {
+	documents, err := filepath.Glob("docs/*.md")
 	must(t, err)
-	for _, file := range append(files, "README.md", "README.zh-CN.md") {
-		text, err := os.ReadFile(file)
-		must(t, err)
-		for _, link := range regexp.MustCompile(`\]\(([^:)]+)\)`).FindAllStringSubmatch(string(text), -1) {
-			if _, err := os.Stat(filepath.Join(filepath.Dir(file), link[1])); err != nil {
-				t.Errorf("%s: %v", file, err)
+	for _, document := range append(documents, "README.md", "README.zh-CN.md", "CONTRIBUTING.md") {
+		pattern := `\]\(([^:)]+)\)`
+		if document == "CONTRIBUTING.md" {
+			pattern += "|`([\\w./]+\\.(?:go|sh|example)|\\.ci/run|static/|deploy/)`"
+		}
+		for _, link := range regexp.MustCompile(pattern).FindAllStringSubmatch(content(t, document), -1) {
+			file := filepath.Join(filepath.Dir(document), link[1]+strings.Join(link[2:], ""))
+			if _, err := os.Stat(file); err != nil && file != "utils.go" { // which is refused
+				t.Errorf("%s: %v", document, err)
 			}
 		}
 	}
+	rooms, err := filepath.Glob("*.go")
+	must(t, err)
+	rooms = slices.DeleteFunc(rooms, func(file string) bool { return strings.HasSuffix(file, "_test.go") })
+	among(t, named(t, content(t, "CONTRIBUTING.md"), "`(\\w+\\.go)`"), rooms, "CONTRIBUTING.md does not name")
 }
 
 func TestREADMEsLinkEachOtherAndHoldTheSameCode(t *testing.T) {
@@ -211,19 +229,16 @@ func TestREADMELogsInFromTheShell(t *testing.T) {
 	must(t, err)
 	through, polls := httputil.NewSingleHostReverseProxy(target), 0
 	real := newLocalServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		query := r.URL.Query()
-		switch {
+		switch isPoll := r.URL.Path == "/wechat/checklogin"; {
 		case strings.HasPrefix(r.URL.Path, "/demo/"):
 			http.NotFound(w, r)
 			return
-		case r.URL.Path != "/wechat/checklogin":
-		case polls == 0:
-			query.Del("wait")
+		case isPoll && polls == 0:
+			r.URL.RawQuery = strings.ReplaceAll(r.URL.RawQuery, "wait=", "x=")
 			polls++
-		default:
-			scanned(t, base, query.Get("ticket"), "bob")
+		case isPoll:
+			scanned(t, base, r.FormValue("ticket"), "bob")
 		}
-		r.URL.RawQuery = query.Encode()
 		through.ServeHTTP(w, r)
 	}))
 	var script, promised string
@@ -251,9 +266,6 @@ func TestREADMEsExamplesKnowWhoIsLoggedIn(t *testing.T) {
 	qr := begun(t, base, "getauthqr")
 	scanned(t, base, qr.Ticket, "alice")
 	cookie := "wxscan_session=" + polled(t, base, qr.Ticket, "25").Token
-	text, err := os.ReadFile("README.md")
-	must(t, err)
-
 	for _, example := range []struct{ language, file, program, debianPackage, before, after string }{
 		{"go", "main.go", "go", "golang", `package main
 			import ("fmt"; "net/http"; "os")
@@ -276,7 +288,8 @@ func TestREADMEsExamplesKnowWhoIsLoggedIn(t *testing.T) {
 			file := filepath.Join(t.TempDir(), example.file)
 			address := strings.NewReplacer("http://127.0.0.1:8080", base, `"127.0.0.1", 8080`,
 				strings.Replace(strings.Replace(base, "http://", `"`, 1), ":", `", `, 1))
-			source := example.before + address.Replace(code(t, string(text), example.language)[0]) + example.after
+			given := code(t, content(t, "README.md"), example.language)[0]
+			source := example.before + address.Replace(given) + example.after
 			must(t, os.WriteFile(file, []byte(source), 0o600))
 			for want, args := range map[string][]string{"alice": {file, cookie}, "": {file}} {
 				if example.language == "go" {
@@ -288,5 +301,68 @@ func TestREADMEsExamplesKnowWhoIsLoggedIn(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestComposeStartsTheReplicasThatNginxAsks(t *testing.T) {
+	compose := content(t, "compose.yaml")
+	asked := named(t, content(t, "deploy/replicas.conf"), `server (wxscan-\d):8080`)
+	if services := named(t, compose, `(?m)^  (wxscan-\d):`); !slices.Equal(services, asked) {
+		t.Errorf("nginx asks %q, there are %q", asked, services)
+	}
+	among(t, settingNames(), named(t, compose, `(?m)^      ([A-Z_]+):`), "there is no setting")
+}
+
+func TestEnvExampleNamesTheSettingsThatExist(t *testing.T) {
+	given, commented := map[string]string{}, map[string]bool{}
+	line := regexp.MustCompile(`^(#?)([A-Z_]+)=(\S*)\n$`)
+	for text := range strings.Lines(content(t, "wxscan.env.example")) {
+		if parts := line.FindStringSubmatch(text); parts != nil {
+			given[parts[2]], commented[parts[2]] = parts[3], parts[1] != ""
+		} else if text != "\n" && !strings.HasPrefix(text, "# ") {
+			t.Errorf("neither a setting nor a comment: %q", text)
+		}
+	}
+	among(t, settingNames(), slices.Collect(maps.Keys(given)), "there is no setting")
+	for _, s := range new(config).settings() {
+		value, ok := given[s.env]
+		switch {
+		case !ok:
+			t.Errorf("%s is missing", s.env)
+		case commented[s.env] && value != s.byDefault:
+			t.Errorf("%s is %q by default, the file says %q", s.env, s.byDefault, value)
+		case !commented[s.env] && value != "" && s.env != "CONFIRM":
+			t.Errorf("%s is %q", s.env, value)
+		}
+	}
+	c, err := parseConfig(nil, func(name string) string { return cmp.Or(with()(name), given[name]) }, t.Output())
+	if err != nil || !c.confirm {
+		t.Errorf("filled in: %v, confirm is %v", err, c.confirm)
+	}
+}
+
+// TestImageBuildsFromWhatTheContextHolds runs the Dockerfile's build in a clone
+// without what .dockerignore keeps out: had it left out a file that git knows,
+// the version would say +dirty. The program must need no library: scratch has none.
+func TestImageBuildsFromWhatTheContextHolds(t *testing.T) {
+	t.Parallel()
+	if out, err := exec.Command("git", "rev-parse", "HEAD").CombinedOutput(); err != nil {
+		t.Skipf("no git repository: %s", out)
+	}
+	command := named(t, content(t, "Dockerfile"), `(?m)^RUN (CGO_ENABLED(?:.*\\\n)*.*)$`)[0]
+	if !strings.Contains(command, "-o /wxscan ") {
+		t.Fatalf("the Dockerfile's build is %s", command)
+	}
+	script := []string{`set -e; git clone -q . "$OUT/src"; cd "$OUT/src"`}
+	for _, pattern := range named(t, content(t, ".dockerignore"), `(?m)^([^#\s]\S*)$`) {
+		script = append(script, "rm -rf ./"+pattern)
+	}
+	script = append(script, strings.Replace(command, "-o /wxscan ", `-o "$OUT/wxscan" `, 1),
+		`"$OUT/wxscan" version; ! ldd "$OUT/wxscan"`)
+	cmd := exec.Command("sh", "-c", strings.Join(script, "\n"))
+	cmd.Env = append(os.Environ(), "OUT="+t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if err != nil || regexp.MustCompile("dirty|devel").Match(out) || !bytes.Contains(out, []byte("wxscan v")) {
+		t.Errorf("%v: %s", err, out)
 	}
 }

@@ -4,17 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"net/http/httptest"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,14 +21,16 @@ import (
 	"time"
 )
 
-// A realRedis is a redis-server on loopback, with its data in a directory of the test's.
+// A realRedis is a redis-server on loopback. Its data end with it, unless it is durable.
 type realRedis struct {
 	t    *testing.T
-	dir  string
 	port string
 	args []string
 	cmd  *exec.Cmd // nil while it is stopped
 }
+
+// durable has a redis-server keep its data when it is killed.
+var durable = []string{"--appendonly", "yes", "--appendfsync", "always"}
 
 // startRedis starts a redis-server, which ends with the test.
 func startRedis(t *testing.T, args ...string) *realRedis {
@@ -41,31 +38,28 @@ func startRedis(t *testing.T, args ...string) *realRedis {
 	program(t, "redis-server", "redis-server")
 	_, port, err := net.SplitHostPort(freeAddress(t))
 	must(t, err)
-	s := &realRedis{t: t, dir: t.TempDir(), port: port, args: args}
+	s := &realRedis{t: t, port: port, args: append([]string{"--port", port, "--bind", "127.0.0.1",
+		"--dir", t.TempDir(), "--save", "", "--repl-diskless-sync-delay", "0"}, args...)}
 	s.start()
 	t.Cleanup(s.kill)
 	return s
 }
 
-// start starts the server, with the data it had, and waits until it answers.
+// start starts the server and waits until it answers.
 func (s *realRedis) start() {
 	s.t.Helper()
-	args := append([]string{"--port", s.port, "--bind", "127.0.0.1", "--dir", s.dir, "--save", "",
-		"--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0"}, s.args...)
-	s.cmd = exec.Command("redis-server", args...)
+	s.cmd = exec.Command("redis-server", s.args...)
 	must(s.t, s.cmd.Start())
-	for range 500 {
-		if conn, err := net.Dial("tcp", "127.0.0.1:"+s.port); err == nil {
-			io.WriteString(conn, "PING\r\n")
-			answer, _ := bufio.NewReader(conn).ReadString('\n')
-			conn.Close()
-			if answer != "" && !strings.HasPrefix(answer, "-LOADING") {
-				return
-			}
+	eventually(s.t, "redis-server answers", func() bool {
+		conn, err := net.Dial("tcp", "127.0.0.1:"+s.port)
+		if err != nil {
+			return false
 		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	s.t.Fatal("redis-server does not answer")
+		defer conn.Close()
+		io.WriteString(conn, "PING\r\n")
+		answer, _ := bufio.NewReader(conn).ReadString('\n')
+		return answer != "" && !strings.HasPrefix(answer, "-LOADING")
+	})
 }
 
 // kill ends the server with SIGKILL, also a frozen one.
@@ -81,63 +75,31 @@ func (s *realRedis) kill() {
 func (s *realRedis) freeze() { must(s.t, s.cmd.Process.Signal(syscall.SIGSTOP)) }
 func (s *realRedis) thaw()   { must(s.t, s.cmd.Process.Signal(syscall.SIGCONT)) }
 
-// empty forgets the data of a stopped server.
-func (s *realRedis) empty() { must(s.t, os.RemoveAll(filepath.Join(s.dir, "appendonlydir"))) }
+func (s *realRedis) url() string { return "redis://127.0.0.1:" + s.port }
 
 // do runs a command as the server's administrator would.
 func (s *realRedis) do(args ...string) string {
 	s.t.Helper()
-	value, err := newTestRedis(s.t, "redis://127.0.0.1:"+s.port, nil).do(s.t.Context(), args...)
+	value, err := newTestRedis(s.t, s.url(), nil).do(s.t.Context(), args...)
 	must(s.t, err)
 	return string(value)
 }
 
-// follow makes the server a read-only replica; of nobody, it is a master again.
+// follow makes the server a read-only replica of another.
 func (s *realRedis) follow(master *realRedis) {
 	s.t.Helper()
-	if master == nil {
-		s.do("REPLICAOF", "NO", "ONE")
-		return
-	}
 	s.do("REPLICAOF", "127.0.0.1", master.port)
-	for range 500 {
-		if strings.Contains(s.do("INFO", "replication"), "master_link_status:up") {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	s.t.Fatal("the replica does not follow")
+	eventually(s.t, "the replica follows", func() bool {
+		return strings.Contains(s.do("INFO", "replication"), "master_link_status:up")
+	})
 }
 
-// client returns a client of the server, and its log.
-func (s *realRedis) client() (*redis, *lockedBuffer) {
-	logged := new(lockedBuffer)
-	return newTestRedis(s.t, "redis://127.0.0.1:"+s.port, logged), logged
-}
-
-// A lockedBuffer is a log that is read while it is written.
-type lockedBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuffer) count(word string) int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return strings.Count(b.text.String(), word)
-}
-
-func newTestRedis(t testing.TB, rawURL string, logged *lockedBuffer) *redis {
+// newTestRedis returns a client, whose log goes to logged, too, unless that is nil.
+func newTestRedis(t testing.TB, rawURL string, logged io.Writer) *redis {
 	t.Helper()
 	u, err := parseRedisURL(rawURL)
 	must(t, err)
-	var out io.Writer = io.Discard
+	out := io.Discard
 	if logged != nil {
 		out = io.MultiWriter(logged, t.Output())
 	}
@@ -171,126 +133,76 @@ func eventually(t *testing.T, what string, so func() bool) {
 }
 
 func TestRedisURLNamesServerUserAndDatabase(t *testing.T) {
-	for _, test := range []struct{ text, scheme, host, user, password, path string }{
-		{"redis://example.org", "redis", "example.org:6379", "", "", ""},
-		{"redis://127.0.0.1:1234/5", "redis", "127.0.0.1:1234", "", "", "/5"},
-		{"rediss://[::1]/", "rediss", "[::1]:6379", "", "", "/"},
-		{"redis://:secret@redis_1:1", "redis", "redis_1:1", "", "secret", ""},
-		{"redis://me:s%2Fcr%23t@h:1/0", "redis", "h:1", "me", "s/cr#t", "/0"},
-		{"redis://me:a:b@c@h", "redis", "h:6379", "me", "a:b@c", ""},
+	for text, want := range map[string][]string{
+		"redis://example.org":         {"redis", "example.org:6379", "", "", ""},
+		"redis://127.0.0.1:1234/5":    {"redis", "127.0.0.1:1234", "", "", "/5"},
+		"rediss://[::1]/":             {"rediss", "[::1]:6379", "", "", "/"},
+		"redis://:secret@redis_1:1":   {"redis", "redis_1:1", "", "secret", ""},
+		"redis://me:s%2Fcr%23t@h:1/0": {"redis", "h:1", "me", "s/cr#t", "/0"},
+		"redis://me:a:b@c@h":          {"redis", "h:6379", "me", "a:b@c", ""},
 	} {
-		u, err := parseRedisURL(test.text)
-		if err != nil {
-			t.Errorf("%s: %v", test.text, err)
-			continue
-		}
+		u, err := parseRedisURL(text)
+		must(t, err)
 		password, _ := u.User.Password()
-		got := []string{u.Scheme, u.Host, u.User.Username(), password, u.Path}
-		if want := []string{test.scheme, test.host, test.user, test.password, test.path}; !slices.Equal(got, want) {
-			t.Errorf("%s: got %q, want %q", test.text, got, want)
+		if got := []string{u.Scheme, u.Host, u.User.Username(), password, u.Path}; !slices.Equal(got, want) {
+			t.Errorf("%q: got %q, want %q", text, got, want)
 		}
 	}
-}
-
-func TestMalformedRedisURLIsRefusedWithoutItsPassword(t *testing.T) {
 	for _, text := range []string{
-		"", "secret", "http://:secret@h", "redis:h", "redis://", "redis://:secret@", "redis://secret@h",
-		"redis://h:secret",
+		"", "http://:secret@h", "redis:h", "redis://", "redis://:secret@", "redis://secret@h", "redis://h:secret",
 		"redis://h/secret", "redis://h/-1", "redis://h?db=1", "redis://:secret%zz@h", "redis://:sec#ret@h",
-		"redis://:sec/ret@h", "redis://:sec?ret@h", "redis://:secret@h:999999", "redis://:secret@h/1/2", "redis://h h",
-		"redis://:@h", " redis://h", "redis://h\n", "redis://:secret@a,b", "redis://[::1",
+		"redis://:secret@h:999999", "redis://:secret@h/1/2", "redis://:@h", " redis://h", "redis://h\n",
+		"redis://:secret@a,b", "redis://[::1",
 	} {
-		if u, err := parseRedisURL(text); err == nil {
-			t.Errorf("%q is taken for %v", text, u)
-		} else if strings.Contains(err.Error(), "sec") {
-			t.Errorf("%q: %v", text, err)
+		if u, err := parseRedisURL(text); err == nil || strings.Contains(err.Error(), "sec") {
+			t.Errorf("%q: %v, %v", text, u, err)
 		}
 	}
 }
 
-func TestRedisGivesOneNameToOneValue(t *testing.T) {
-	r, _ := startRedis(t).client()
-	ctx := t.Context()
-	if value, err := r.read(ctx, "a"); value != nil || err != nil {
-		t.Fatalf("%q, %v before anything is kept", value, err)
-	}
-	odd := []byte("\r\n$-1\r\n\x00\xff")
-	for i, value := range [][]byte{odd, odd, []byte("b")} { // the second is the first again, after a lost answer
-		if earlier, err := r.first(ctx, "a", value, time.Minute); (earlier == nil) != (i == 0) || i > 0 &&
-			!bytes.Equal(earlier, odd) || err != nil {
-			t.Errorf("%d: %q, %v", i, earlier, err)
-		}
-	}
-	if value, err := r.read(ctx, "a"); !bytes.Equal(value, odd) || err != nil {
-		t.Errorf("got %q, %v", value, err)
-	}
-	if earlier, err := r.first(ctx, "empty", nil, time.Minute); earlier != nil || err != nil {
-		t.Errorf("%q, %v", earlier, err)
-	}
-	if value, err := r.read(ctx, "empty"); value == nil || len(value) != 0 || err != nil {
-		t.Errorf("an empty value is %#v, %v", value, err)
-	}
-	big := bytes.Repeat([]byte("x"), maxRedisValue)
-	if _, err := r.first(ctx, "big", big, time.Minute); err != nil {
-		t.Fatal(err)
-	}
-	if value, err := r.read(ctx, "big"); !bytes.Equal(value, big) || err != nil {
-		t.Errorf("%d bytes, %v", len(value), err)
-	}
-}
-
-func TestSwapInRedisHasOneWinnerWhoIsToldSoAgain(t *testing.T) {
-	r, _ := startRedis(t).client()
-	ctx := t.Context()
-	r.first(ctx, "k", []byte("0"), time.Minute)
-	var won atomic.Int32
-	var racers sync.WaitGroup
-	for i := range 100 {
-		racers.Go(func() {
-			next := fmt.Sprintf("next %d", i)
-			for range 2 { // as if the first answer was lost
-				switch ok, err := r.replace(ctx, "k", "0", next, time.Minute); {
-				case err != nil:
-					t.Error(err)
-				case ok:
-					won.Add(1)
-				}
-			}
-		})
-	}
-	racers.Wait()
-	if won.Load() != 2 {
-		t.Errorf("%d wins, want one caller's two", won.Load())
-	}
-	if ok, err := r.replace(ctx, "none", "", "1", time.Minute); ok || err != nil {
-		t.Errorf("a swap of nothing: %v, %v", ok, err)
-	}
-	if ok, err := r.replace(ctx, "none", "", "1", time.Minute); ok || err != nil {
-		t.Errorf("a swap of nothing for an empty value: %v, %v", ok, err)
-	}
-}
-
-func TestValuesInRedisEndWithTheirLife(t *testing.T) {
+func TestRedisGivesOneNameToOneValueForItsLife(t *testing.T) {
 	server := startRedis(t)
-	r, _ := server.client()
-	ctx := t.Context()
-	r.first(ctx, "a", []byte("1"), time.Hour)
-	if ok, err := r.replace(ctx, "a", "1", "2", 90*time.Second); !ok || err != nil {
-		t.Fatal(ok, err)
+	r := newTestRedis(t, server.url(), nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // which cuts no command off
+	odd, big := []byte("\r\n$-1\r\n\x00\xff"), bytes.Repeat([]byte("x"), maxRedisValue)
+	for _, test := range []struct {
+		name           string
+		value, earlier []byte
+	}{
+		{"a", odd, nil}, {"a", odd, odd}, {"a", []byte("b"), odd}, // the second asks again, after a lost answer
+		{"empty", nil, nil}, {"empty", odd, []byte{}}, {"big", big, nil}, {"big", odd, big},
+	} {
+		earlier, err := r.first(ctx, test.name, test.value, time.Hour)
+		if (earlier == nil) != (test.earlier == nil) || !bytes.Equal(earlier, test.earlier) || err != nil {
+			t.Errorf("%s, %.20q: %.20q, %v, want %.20q", test.name, test.value, earlier, err, test.earlier)
+		}
+	}
+	for _, test := range []struct {
+		name, old, next string
+		won             bool
+	}{
+		{"a", "b", "3", false}, {"a", string(odd), "2", true},
+		{"a", string(odd), "2", true}, {"a", string(odd), "3", false}, // again, as if the answer was lost
+		{"none", "", "1", false}, {"none", "", "1", false},
+	} {
+		if won, err := r.replace(ctx, test.name, test.old, test.next, 90*time.Second); won != test.won || err != nil {
+			t.Errorf("%+v: %v, %v", test, won, err)
+		}
 	}
 	if left := server.do("PTTL", "wxscan:a"); len(left) != 5 || left > "90000" {
 		t.Errorf("%s ms left, want 90000", left)
 	}
-	if _, err := r.first(ctx, "b", []byte("1"), 0); err != nil { // shorter than Redis knows
+	if _, err := r.first(ctx, "short", odd, 0); err != nil { // shorter than Redis knows
 		t.Error(err)
 	}
-	eventually(t, "a value ends", func() bool { value, err := r.read(ctx, "b"); return value == nil && err == nil })
+	eventually(t, "a value ends", func() bool { value, err := r.read(ctx, "short"); return value == nil && err == nil })
 }
 
 // TestARecordOfAnotherVersionCanBeSwapped is for an update of one replica after the other.
 func TestARecordOfAnotherVersionCanBeSwapped(t *testing.T) {
 	server := startRedis(t)
-	r, _ := server.client()
+	r := newTestRedis(t, server.url(), nil)
 	s, k := newStore(time.Minute, r), digest("t")
 	record := fmt.Appendf(nil, `{"New":[1], "Status":"pending","Flow":"scan","Ends":%q}`,
 		time.Now().Add(time.Minute).Format(time.RFC3339Nano))
@@ -308,250 +220,51 @@ func TestARecordOfAnotherVersionCanBeSwapped(t *testing.T) {
 }
 
 func TestRefusalsOfRedisAreInPlainWords(t *testing.T) {
-	open := startRedis(t)
-	locked := startRedis(t, "--requirepass", "secret")
-	users := startRedis(t, "--user", "default", "on", "nopass", "~*", "&*", "+@all",
+	users := startRedis(t, "--user", "default", "on", ">secret", "~*", "&*", "+@all",
 		"--user", "me", "on", ">secret", "~wxscan:*", "&wxscan:*", "-@all",
 		"+set", "+get", "+eval", "+publish", "+subscribe", "+select",
 		"--user", "other", "on", ">secret", "~other:*", "&*", "+@all",
-		"--user", "mute", "on", ">secret", "~*", "resetchannels", "+@all")
-	cluster := startRedis(t, "--cluster-enabled", "yes", "--appendonly", "no")
+		"--user", "mute", "on", ">secret", "~*", "resetchannels", "+@all").port
+	cluster := startRedis(t, "--cluster-enabled", "yes").port
 	for _, test := range []struct{ auth, port, db, want string }{
-		{"", open.port, "", ""},
-		{"", open.port, "/15", ""},
-		{"", open.port, "/16", "ERR DB index"},
-		{"", locked.port, "", "NOAUTH Authentication required."},
-		{":wrongsecret@", locked.port, "", "WRONGPASS invalid username"},
-		{":secret@", locked.port, "/1", ""},
-		{"me:secret@", users.port, "/1", ""},
-		{"nobody:secret@", users.port, "", "WRONGPASS invalid username"},
-		{"other:secret@", users.port, "", "NOPERM"},
-		{"mute:secret@", users.port, "", "ERR"},
-		{"", cluster.port, "", "Cluster is not supported"},
-		{"", cluster.port, "/1", "not allowed in cluster mode"},
+		{"", users, "", "NOAUTH Authentication required."},
+		{":wrongsecret@", users, "", "WRONGPASS invalid username"},
+		{":secret@", users, "/15", ""},
+		{":secret@", users, "/16", "ERR DB index"},
+		{"me:secret@", users, "/1", ""},
+		{"nobody:secret@", users, "", "WRONGPASS invalid username"},
+		{"other:secret@", users, "", "NOPERM"},
+		{"mute:secret@", users, "", "ERR"},
+		{"", cluster, "", "Cluster is not supported"},
+		{"", cluster, "/1", "not allowed in cluster mode"},
 	} {
-		r := newTestRedis(t, "redis://"+test.auth+"127.0.0.1:"+test.port+test.db, nil)
-		err := r.check(t.Context())
+		err := newTestRedis(t, "redis://"+test.auth+"127.0.0.1:"+test.port+test.db, nil).check(t.Context())
 		_, refused := errors.AsType[refusal](err)
-		switch {
-		case test.want == "" && err != nil:
-			t.Errorf("%+v: %v", test, err)
-		case test.want == "":
-		case err == nil || !refused || !strings.Contains(err.Error(), test.want):
+		if refused != (test.want != "") || (err != nil) != refused || !strings.Contains(fmt.Sprint(err), test.want) ||
+			strings.Contains(fmt.Sprint(err), "secret") {
 			t.Errorf("%+v: %v, a refusal: %v", test, err, refused)
-		case strings.Contains(err.Error(), "secret"):
-			t.Errorf("%+v gives away the password: %v", test, err)
 		}
 	}
-}
-
-func TestARefusalDoesNotQuoteWhatWasSent(t *testing.T) {
-	err := explain("ERR unknown command 'AUTH', with args beginning with: 'default' 'secret'")
-	if _, refused := errors.AsType[refusal](err); !refused || strings.Contains(err.Error(), "secret") {
-		t.Error(err)
+	for reply, want := range map[string]refusal{
+		"MOVED 3999 127.0.0.1:6381": "Redis Cluster is not supported",
+		"ERR syntax error":          "Redis is too old: 7.0 is needed, or Valkey",
+		"ERR unknown command, with args beginning with: 'secret'": "Redis answers ERR unknown command",
+	} {
+		equal(t, reply, explain(reply), error(want))
 	}
-}
-
-func TestRedisThatIsRestartedCostsNoCommand(t *testing.T) {
-	server := startRedis(t)
-	r, logged := server.client()
-	ctx := t.Context()
-	for range 2 * redisConns { // dial them all
-		must(t, r.check(ctx))
-	}
-	r.first(ctx, "a", []byte("1"), time.Minute)
-	server.kill()
-	server.start()
-	for range 2 * redisConns {
-		if value, err := r.read(ctx, "a"); string(value) != "1" || err != nil {
-			t.Fatalf("%q, %v", value, err)
-		}
-	}
-	if r.ready() != nil || logged.count("away") != 0 {
-		t.Error("Redis counts as away")
-	}
-}
-
-func TestRedisThatGoesAndComesBackIsLoggedOnceEach(t *testing.T) {
-	server := startRedis(t)
-	r, logged := server.client()
-	ctx := t.Context()
-	must(t, r.check(ctx))
-	server.kill()
-	for range 20 {
-		if err := r.check(ctx); !errors.Is(err, errStoreUnavailable) || r.ready() == nil {
-			t.Fatal(err, r.ready())
-		}
-	}
-	server.empty()
-	server.start()
-	must(t, r.check(ctx))
-	must(t, r.check(ctx))
-	if r.ready() != nil || logged.count("Redis is away") != 1 || logged.count("Redis is back") != 1 {
-		t.Error("not one line each")
-	}
-}
-
-func TestFrozenRedisHoldsNobodyForThreeSeconds(t *testing.T) {
-	server := startRedis(t)
-	r, _ := server.client()
-	ctx := t.Context()
-	for range redisConns {
-		must(t, r.check(ctx))
-	}
-	r.first(ctx, "a", []byte("1"), time.Minute)
-	server.freeze()
-	var callers sync.WaitGroup
-	for range 5 * redisConns {
-		callers.Go(func() {
-			start := time.Now()
-			_, err := r.read(ctx, "a")
-			if took := time.Since(start); !errors.Is(err, errStoreUnavailable) || took > 2500*time.Millisecond {
-				t.Errorf("%v after %v", err, took)
-			}
-		})
-	}
-	callers.Wait()
-	server.thaw()
-	if value, err := r.read(ctx, "a"); string(value) != "1" || err != nil {
-		t.Errorf("thawed: %q, %v", value, err)
-	}
-}
-
-func TestReadOnlyReplicaIsAwayUntilItIsPromoted(t *testing.T) {
-	master, server := startRedis(t), startRedis(t)
-	r, logged := server.client()
-	ctx := t.Context()
-	must(t, r.check(ctx))
-	server.follow(master)
-	for range 5 {
-		err := r.check(ctx)
-		if _, refused := errors.AsType[refusal](err); refused || !errors.Is(err, errStoreUnavailable) {
-			t.Fatal(err)
-		}
-		if _, err := r.replace(ctx, "none", "", "1", time.Minute); err != nil { // which only reads
-			t.Error(err)
-		}
-		if _, err := r.read(ctx, "a"); err != nil || r.ready() == nil {
-			t.Errorf("%v, up: %v", err, r.ready())
-		}
-	}
-	server.follow(nil)
-	must(t, r.check(ctx))
-	if logged.count("Redis is away") != 1 || logged.count("Redis is back") != 1 {
-		t.Error("not one line each")
-	}
-}
-
-func TestWatchHearsOfSwapsAlsoAfterARestart(t *testing.T) {
-	server := startRedis(t)
-	r, logged := server.client()
-	other, _ := server.client()
-	ctx, cancel := context.WithCancel(t.Context())
-	changed, resubscribed, ended := make(chan string, 100), make(chan bool, 100), make(chan bool)
-	go func() {
-		defer close(ended)
-		r.watch(ctx, func(name string) { changed <- name }, func() { resubscribed <- true })
-	}()
-	<-resubscribed
-	swap := func(name string) {
-		t.Helper()
-		other.first(ctx, name, []byte("1"), time.Minute)
-		if ok, err := other.replace(ctx, name, "1", "2", time.Minute); !ok || err != nil {
-			t.Fatal(ok, err)
-		}
-		if got := <-changed; got != name {
-			t.Errorf("got %q, want %q", got, name)
-		}
-	}
-	swap("a")
-	server.kill()
-	server.start()
-	<-resubscribed
-	swap("b")
-	cancel()
-	<-ended
-	if logged.count("level") != 0 {
-		t.Error("the subscription writes to the log")
-	}
-}
-
-func TestWatchSaysOnceThatItMayNotSubscribe(t *testing.T) {
-	server := startRedis(t, "--user", "me", "on", ">secret", "~*", "&*", "+@all", "-subscribe")
-	logged := new(lockedBuffer)
-	r := newTestRedis(t, "redis://me:secret@127.0.0.1:"+server.port, logged)
-	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
-	defer cancel()
-	r.watch(ctx, func(string) {}, func() { t.Error("subscribed") })
-	if logged.count("tells of no changes") != 1 || r.ready() != nil {
-		t.Error("not one line")
-	}
-}
-
-func TestHealthIsKnownWhileNobodyAsks(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		var away atomic.Bool
-		r, logged := fakeRedis(t, func(_ int, conn net.Conn, commands *bufio.Reader) {
-			for args := readCommand(commands); args != nil && !away.Load(); args = readCommand(commands) {
-				io.WriteString(conn, ":1\r\n")
-			}
-		})
-		var watching sync.WaitGroup
-		watching.Go(func() { r.watchHealth(ctx) })
-		for _, up := range []bool{true, false, false, true} {
-			away.Store(!up)
-			time.Sleep(redisCheckEvery)
-			if synctest.Wait(); up != (r.ready() == nil) {
-				t.Errorf("up is %v, want %v", r.ready(), up)
-			}
-		}
-		cancel()
-		watching.Wait()
-		if logged.count("Redis is away") != 1 || logged.count("Redis is back") != 1 {
-			t.Error("not one line each")
-		}
-	})
-}
-
-func TestRedisThatDoesOnlyHalfIsAwayAllTheTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		r, logged := fakeRedis(t, func(_ int, conn net.Conn, commands *bufio.Reader) {
-			for args := readCommand(commands); args != nil; args = readCommand(commands) {
-				answer := map[string]string{"SET": "$-1\r\n", "EVAL": "-NOPERM x\r\n"}[args[0]]
-				io.WriteString(conn, answer)
-			}
-		})
-		r.watchHealth(ctx)
-		if r.ready() == nil || logged.count("level") != 1 {
-			t.Errorf("%v, %d lines", r.ready(), logged.count("level"))
-		}
-	})
 }
 
 func TestRedissTrustsTheCertificatesOfREDIS_CA(t *testing.T) {
-	signer := httptest.NewTLSServer(nil) // has a certificate for 127.0.0.1
-	defer signer.Close()
-	dir := t.TempDir()
-	ca, keyFile := filepath.Join(dir, "ca.pem"), filepath.Join(dir, "key.pem")
-	private, err := x509.MarshalPKCS8PrivateKey(signer.TLS.Certificates[0].PrivateKey)
-	must(t, err)
-	write := func(file, kind string, der []byte) {
-		must(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
-	}
-	write(ca, "CERTIFICATE", signer.Certificate().Raw)
-	write(keyFile, "PRIVATE KEY", private)
+	certFile, keyFile := certificate(t)
 	address := freeAddress(t)
 	_, port, _ := net.SplitHostPort(address)
-	startRedis(t, "--tls-port", port, "--tls-cert-file", ca, "--tls-key-file", keyFile,
-		"--tls-ca-cert-file", ca, "--tls-auth-clients", "no")
+	startRedis(t, "--tls-port", port, "--tls-cert-file", certFile, "--tls-key-file", keyFile,
+		"--tls-ca-cert-file", certFile, "--tls-auth-clients", "no")
 	r := newTestRedis(t, "rediss://"+address, nil)
 	if err := r.check(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("an unknown certificate: %v", err)
 	}
-	roots, err := readCA(ca)
+	roots, err := readCA(certFile)
 	must(t, err)
 	must(t, newRedis(r.url, roots, "wxscan:", slog.New(slog.DiscardHandler)).check(t.Context()))
 	if _, err := readCA(keyFile); err == nil {
@@ -559,19 +272,42 @@ func TestRedissTrustsTheCertificatesOfREDIS_CA(t *testing.T) {
 	}
 }
 
-// fakeRedis returns a client, for a bubble, each of whose connections is served
-// by serve, which is told which one it is, from 1.
-func fakeRedis(t *testing.T, serve func(n int, conn net.Conn, commands *bufio.Reader)) (*redis, *lockedBuffer) {
+func TestWatchHearsOfSwapsAndChecks(t *testing.T) {
+	server := startRedis(t)
+	r, other := newTestRedis(t, server.url(), nil), newTestRedis(t, server.url(), nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	heard := make(chan string, 10)
+	var watching sync.WaitGroup
+	watching.Go(func() { r.watch(ctx, func(name string) { heard <- name }, func() { heard <- "subscribed" }) })
+	equal(t, "first", <-heard, "subscribed")
+	other.first(ctx, "a", []byte("1"), time.Minute)
+	if ok, err := other.replace(ctx, "a", "1", "2", time.Minute); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	equal(t, "after a swap", <-heard, "a")
+	must(t, r.check(ctx))
+	equal(t, "after a check", (<-heard)[:6], "check:")
+	cancel()
+	watching.Wait()
+}
+
+// A fakeAnswer answers a command on the nth connection, from 1; false closes it.
+type fakeAnswer func(n int, args []string, out io.Writer) (more bool)
+
+// fakeRedis returns a client, for a bubble, whose connections are answered by a
+// function, and its log.
+func fakeRedis(t *testing.T, answer fakeAnswer) (*redis, *syncBuffer) {
 	t.Helper()
-	logged := new(lockedBuffer)
+	logged := new(syncBuffer)
 	r := newTestRedis(t, "redis://fake", logged)
 	var dialed atomic.Int32
 	r.dial = func(context.Context, string, string) (net.Conn, error) {
 		ours, theirs := net.Pipe()
-		n := int(dialed.Add(1))
+		n, in := int(dialed.Add(1)), bufio.NewReader(theirs)
 		go func() { // until either end closes
 			defer theirs.Close()
-			serve(n, theirs, bufio.NewReader(theirs))
+			for args := readCommand(in); args != nil && answer(n, args, theirs); args = readCommand(in) {
+			}
 		}()
 		return ours, nil
 	}
@@ -591,147 +327,144 @@ func readCommand(in *bufio.Reader) (args []string) {
 	return args
 }
 
-func TestWhatIsNotRedisFailsWithinItsTime(t *testing.T) {
-	for _, answer := range []string{
-		"", "HTTP/1.1 400 Bad Request\r\n\r\n", "$536870912\r\n", "$9223372036854775808\r\n", "$-2\r\n", "$1048577\r\n",
-		"*1000000\r\n", "*0\r\n", "*-1\r\n", "*2\r\n$1\r\na\r\n", "$5\r\nab", "$2\r\nabcd", "+OK\n", "\r\n", "+OK",
-		"*3\r\n*3\r\n+a\r\n+b\r\n+c\r\n+d\r\n+e\r\n", "*1\r\n-ERR no\r\n", ":" + strings.Repeat("1", 5000),
-		"\x00\xff\r\n",
-		"*2\r\n+a\r\n+b\r\n", "-LOADING Redis is loading the dataset in memory\r\n",
-	} {
-		for _, silent := range []bool{false, true} { // after its answer
-			synctest.Test(t, func(t *testing.T) {
-				r, _ := fakeRedis(t, func(_ int, conn net.Conn, commands *bufio.Reader) {
-					readCommand(commands)
-					io.WriteString(conn, answer)
-					if silent {
-						io.Copy(io.Discard, commands)
-					}
-				})
-				start := time.Now()
-				value, err := r.read(t.Context(), "a")
-				if value != nil || !errors.Is(err, errStoreUnavailable) || time.Since(start) > redisTimeout ||
-					r.ready() == nil {
-					t.Errorf("%q: %q, %v after %v", answer, value, err, time.Since(start))
+// TestConnectionsThatTurnOutDeadCostNoCommand has those dialed first fail, and new
+// ones work: a restart, or a failover. Then all fail.
+func TestConnectionsThatTurnOutDeadCostNoCommand(t *testing.T) {
+	for _, last := range []string{"", "no Redis", "silent", "*2\r\n+a\r\n+b\r\n", "$1\r\n", "-READONLY no\r\n",
+		"-LOADING x\r\n", "-MASTERDOWN x\r\n"} {
+		synctest.Test(t, func(t *testing.T) {
+			var working atomic.Int32 // connections from this one on
+			r, logged := fakeRedis(t, func(n int, _ []string, out io.Writer) bool {
+				if n > int(working.Load()) {
+					io.WriteString(out, ":1\r\n")
+					return true
 				}
+				if last != "silent" {
+					io.WriteString(out, last)
+				}
+				return last != "" && last != "$1\r\n" // cut off
 			})
-		}
+			for i := range 3 * redisConns {
+				if i == redisConns {
+					working.Store(redisConns)
+				}
+				if won, err := r.replace(t.Context(), "a", "", "", time.Minute); !won || err != nil {
+					t.Fatalf("%q: %v, %v", last, won, err)
+				}
+			}
+			equal(t, "logged", logged.String(), "")
+			working.Store(1000)
+			for i := range redisConns + 1 {
+				patience := 2 * redisTimeout
+				if i == redisConns {
+					patience = redisTimeout // of one try, for all connections are new
+				}
+				start := time.Now()
+				_, err := r.read(t.Context(), "a")
+				_, refused := errors.AsType[refusal](err)
+				took := time.Since(start)
+				if !errors.Is(err, errStoreUnavailable) || refused || r.ready() == nil || took > patience {
+					t.Fatalf("%q: %v after %v", last, err, took)
+				}
+			}
+		})
 	}
 }
 
-func TestConnectionCutInAnAnswerCostsNoCommandUnlessItWasNew(t *testing.T) {
+func TestARecordIsAddedByWhoeverMeetsTheirOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r, _ := fakeRedis(t, func(n int, conn net.Conn, commands *bufio.Reader) {
-			readCommand(commands)
-			io.WriteString(conn, "$1\r\n1\r\n")
-			if readCommand(commands); n <= redisConns {
-				io.WriteString(conn, "$1\r\n") // and no more
-				return
+		var isOwn atomic.Bool // the answer to the first try was lost
+		r, _ := fakeRedis(t, func(_ int, args []string, out io.Writer) bool {
+			held := "another"
+			if isOwn.Load() {
+				held = args[2]
 			}
-			io.WriteString(conn, "$1\r\n2\r\n")
+			fmt.Fprintf(out, "$%d\r\n%s\r\n", len(held), held)
+			return true
 		})
-		for _, want := range []string{"1", "1"} { // on a connection of its own; on an old one that is cut
-			for range redisConns {
-				if value, err := r.read(t.Context(), "a"); string(value) != want || err != nil {
-					t.Fatalf("got %q, %v, want %q", value, err, want)
-				}
+		for _, want := range []bool{false, true} {
+			isOwn.Store(want)
+			if added, err := r.add(t.Context(), digest("t"), &record{}); added != want || err != nil {
+				t.Errorf("%v, %v, want %v", added, err, want)
 			}
 		}
 	})
 }
 
-func TestFailoverSendsTheCommandToTheNewMaster(t *testing.T) {
-	for _, code := range []string{"READONLY You can't write", "LOADING x", "MASTERDOWN x"} {
-		synctest.Test(t, func(t *testing.T) {
-			var failedOver atomic.Bool
-			r, logged := fakeRedis(t, func(n int, conn net.Conn, commands *bufio.Reader) {
-				for args := readCommand(commands); args != nil; args = readCommand(commands) {
-					answer := ":1\r\n"
-					if failedOver.Load() && n <= redisConns {
-						answer = "-" + code + "\r\n"
-					}
-					io.WriteString(conn, answer)
-				}
-			})
-			for i := range 3 * redisConns {
-				failedOver.Store(i >= redisConns)
-				if won, err := r.replace(t.Context(), "a", "", "", time.Minute); !won || err != nil {
-					t.Fatal(won, err)
-				}
-			}
-			if logged.count("level") != 0 {
-				t.Error("logged")
-			}
+// TestRedisThatDoesOnlyHalfIsAwayAllTheTime is of one that writes, and runs no scripts.
+func TestRedisThatDoesOnlyHalfIsAwayAllTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		r, logged := fakeRedis(t, func(_ int, args []string, out io.Writer) bool {
+			io.WriteString(out, map[string]string{"SET": "$-1\r\n", "EVAL": "-NOPERM x\r\n"}[args[0]])
+			return true
 		})
+		r.watchHealth(ctx)
+		equal(t, "it is ready", r.ready() == nil, false)
+		equal(t, "lines in the log", strings.Count(logged.String(), "\n"), 1)
+	})
+}
+
+// oneLineEach complains unless a log says once that Redis is away, and then that it is back.
+func oneLineEach(t *testing.T, logged string) {
+	t.Helper()
+	if strings.Count(logged, "Redis is away") != 1 || strings.Count(logged, "Redis is back") != 1 {
+		t.Errorf("not one line each: %s", logged)
 	}
 }
 
-func TestEndOfTheContextCutsNoCommandOff(t *testing.T) {
-	r, _ := startRedis(t).client()
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := r.first(ctx, "a", []byte("1"), time.Minute); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestASubscriptionThatHearsNotEvenOfChecksIsReplaced(t *testing.T) {
+// TestASubscriptionThatBreaksIsReplaced has the first not even hear of checks any more,
+// the second and third refused, which is logged once, and the fourth closed.
+func TestASubscriptionThatBreaksIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		var dialed atomic.Int32
-		r, _ := fakeRedis(t, func(n int, conn net.Conn, commands *bufio.Reader) {
-			dialed.Store(int32(n))
-			readCommand(commands)
-			io.WriteString(conn, "*3\r\n$9\r\nsubscribe\r\n$14\r\nwxscan:changed\r\n:1\r\n")
+		r, logged := fakeRedis(t, func(n int, _ []string, out io.Writer) bool {
+			if n == 2 || n == 3 {
+				io.WriteString(out, "-NOPERM x\r\n")
+				return true
+			}
+			io.WriteString(out, "*3\r\n$9\r\nsubscribe\r\n$14\r\nwxscan:changed\r\n:1\r\n")
 			for range 3 {
 				time.Sleep(redisCheckEvery)
-				if _, err := io.WriteString(conn,
-					"*3\r\n$7\r\nmessage\r\n$14\r\nwxscan:changed\r\n$7\r\ncheck:X\r\n"); err != nil {
-					return
-				}
+				io.WriteString(out, "*3\r\n$7\r\nmessage\r\n$14\r\nwxscan:changed\r\n$7\r\ncheck:X\r\n")
 			}
-			io.Copy(io.Discard, commands)
+			return n == 1
 		})
-		start, resubscribed := time.Now(), make(chan time.Duration, 10)
+		start, subscribed := time.Now(), make(chan time.Duration, 10)
 		var watching sync.WaitGroup
-		watching.Go(func() {
-			r.watch(ctx, func(string) {}, func() { resubscribed <- time.Since(start) })
-		})
-		want := 4*redisCheckEvery + 3*redisTimeout // with the patience for a slow check, and the pause
-		if first, second := <-resubscribed, <-resubscribed; first != 0 || second != want {
-			t.Errorf("subscribed after %v and %v", first, second)
+		watching.Go(func() { r.watch(ctx, func(string) {}, func() { subscribed <- time.Since(start) }) })
+		fourth := 4*redisCheckEvery + 5*redisTimeout // with the patience for a slow check, and three pauses
+		for _, want := range []time.Duration{0, fourth, fourth + 3*redisCheckEvery + redisTimeout} {
+			equal(t, "subscribed after", <-subscribed, want)
 		}
 		cancel()
 		watching.Wait()
-		time.Sleep(redisCheckEvery) // until the fake has noticed
-		if dialed.Load() != 2 {
-			t.Errorf("%d connections", dialed.Load())
+		time.Sleep(3 * redisCheckEvery) // until the fake has noticed
+		if got := logged.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "tells of no changes") {
+			t.Errorf("not one line: %s", got)
 		}
 	})
 }
 
-func TestASubscriptionHearsOfItsOwnChecks(t *testing.T) {
-	r, _ := startRedis(t).client()
-	ctx, cancel := context.WithCancel(t.Context())
-	heard, ended := make(chan string, 10), make(chan bool)
-	go func() {
-		defer close(ended)
-		r.watch(ctx, func(name string) { heard <- name }, func() { heard <- "subscribed" })
-	}()
-	<-heard
-	must(t, r.check(ctx))
-	if name := <-heard; !strings.HasPrefix(name, "check:") {
-		t.Error(name)
-	}
-	cancel()
-	<-ended
+// replies are what a server may send, and how many values are in it; 0 is none that Redis
+// would send, or that we would read.
+var replies = map[string]int{
+	"+OK\r\n": 1, ":1\r\n": 1, "$-1\r\n": 1, "$0\r\n\r\n": 1, "$2\r\nab\r\n": 1, "*2\r\n$1\r\na\r\n+b\r\n": 2,
+	"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nk\r\n": 3,
+	"": 0, "HTTP/1.1 400 Bad Request\r\n\r\n": 0, "$536870912\r\n": 0, "$9223372036854775808\r\n": 0, "$-2\r\n": 0,
+	"$1048577\r\n": 0, "*1000000\r\n": 0, "*0\r\n": 0, "*-1\r\n": 0, "*2\r\n$1\r\na\r\n": 0, "$5\r\nab": 0,
+	"$2\r\nabcd": 0, "+OK\n": 0, "\r\n": 0, "+OK": 0, "*3\r\n*3\r\n+a\r\n+b\r\n+c\r\n+d\r\n+e\r\n": 0,
+	"*1\r\n-BUSY no\r\n": 0, ":" + strings.Repeat("1", 5000) + "\r\n": 0, "\x00\xff\r\n": 0, "-ERR x\r\n": 0,
 }
 
 func FuzzReaderOfRedis(f *testing.F) {
-	for _, seed := range []string{"+OK\r\n", ":1\r\n", "$-1\r\n", "$0\r\n\r\n", "$2\r\nab\r\n", "-ERR x\r\n",
-		"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nk\r\n", "*3\r\n*3\r\n+a\r\n+b\r\n+c\r\n+d\r\n+e\r\n",
-		"$536870912\r\n"} {
-		f.Add([]byte(seed))
+	for reply, want := range replies {
+		values, err := readReply(bufio.NewReader(strings.NewReader(reply)))
+		if len(values) != want && err == nil || (err == nil) != (want > 0) {
+			f.Errorf("%.40q: %q, %v, want %d values", reply, values, err, want)
+		}
+		f.Add([]byte(reply))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		values, err := readReply(bufio.NewReader(bytes.NewReader(data)))

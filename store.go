@@ -316,14 +316,14 @@ func (s *store) settle(ctx context.Context, k key, code string, came outcome, wh
 }
 
 // wait returns as soon as news says so of the ticket's record, or nothing more can be
-// waited for; after d, or when ctx ends; and when the record cannot be read.
-func (s *store) wait(ctx context.Context, k key, d time.Duration, news func(*record) bool) {
+// waited for; after d, or when ctx ends. The error is of a record that cannot be read.
+func (s *store) wait(ctx context.Context, k key, d time.Duration, news func(*record) bool) error {
 	for deadline := time.Now().Add(d); ; {
 		changed := s.waiting.join(k) // before the look: a change after it wakes us
 		r, err := s.records.get(ctx, k)
 		if err != nil || r == nil || r.left() <= 0 || !r.waits() || !time.Now().Before(deadline) || news(r) {
 			s.waiting.leave(k, changed)
-			return
+			return err
 		}
 		timer := time.NewTimer(min(time.Until(deadline), r.left(), s.lookAgain))
 		select {
