@@ -34,8 +34,14 @@ type browser struct {
 	driver  *exec.Cmd
 }
 
-// idle holds the browsers that no test has just now: they take long to start.
-var idle = make(chan *browser, 100)
+// idle holds the browsers that no test has just now, launched or yet to be: they take
+// long to start. There are two, as more would only wait for the processors.
+var idle = func() chan *browser {
+	two := make(chan *browser, 2)
+	two <- new(browser)
+	two <- new(browser)
+	return two
+}()
 
 // patience is how long the browser may take to show what it should. It is more
 // than a code lives in these tests.
@@ -46,22 +52,19 @@ const patience = 15 * time.Second
 // each with a server of its own.
 func browse(t *testing.T, args ...string) *browser {
 	t.Helper()
-	chromedriver, chromium := program(t, "chromedriver", "chromium-driver"), program(t, "chromium-headless-shell", "chromium-headless-shell")
+	chromedriver := program(t, "chromedriver", "chromium-driver")
+	chromium := program(t, "chromium-headless-shell", "chromium-headless-shell")
 	t.Parallel()
-	base, _, _ := start(t, none, append([]string{"-demo", "-addr", "127.0.0.1:0"}, args...)...)
-	b := new(browser)
-	select {
-	case b = <-idle:
-	default:
-	}
-	b.t, b.base = t, base
+	b := <-idle
 	t.Cleanup(func() {
 		if t.Failed() {
 			b.end()
-		} else {
-			idle <- b
+			b = new(browser)
 		}
+		idle <- b
 	})
+	b.t = t
+	b.base, _, _ = start(t, none, append([]string{"-demo", "-addr", "127.0.0.1:0"}, args...)...)
 	if b.driver == nil {
 		b.launch(chromedriver, chromium)
 	}
