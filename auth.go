@@ -65,7 +65,7 @@ func phoneFailed(w http.ResponseWriter, r *http.Request, reason string) error {
 func (s *server) redeem(r *http.Request, k key, code string) (ticket record, reason string) {
 	ctx := r.Context()
 	asker := client(r, s.config.trusted)
-	if s.codeLimit.full(shares(asker)...) {
+	if s.codeLimit.left(shares(asker)...) <= 0 {
 		return record{}, string(outcomeUnavailable)
 	}
 	ticket, first, err := s.tickets.claim(ctx, k, code)

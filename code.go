@@ -29,35 +29,12 @@ func (s *store) number(ctx context.Context, kind string, digits int, r record) (
 			return "", err
 		}
 		number := fmt.Sprintf("%0*d", digits, n)
-		if added, err := s.records.add(ctx, aside(kind, number), &r); added || err != nil {
+		if _, isNew, err := s.keep(ctx, aside(kind, number), r); isNew || err != nil {
 			return number, err
 		}
 	}
 	return "", errTooManyTickets
 }
-
-// keep puts r under k, unless a live record is there that stays. It returns the
-// record that is there now.
-func (s *store) keep(ctx context.Context, k key, r record, stays func(record) bool) (record, bool, error) {
-	for {
-		old, err := s.records.get(ctx, k)
-		kept := false
-		switch {
-		case err != nil:
-		case old == nil:
-			kept, err = s.records.add(ctx, k, &r)
-		case old.left() > 0 && stays(*old):
-			return *old, false, nil
-		default:
-			kept, err = s.records.swap(ctx, k, old, &r)
-		}
-		if kept || err != nil {
-			return r, kept, err
-		}
-	}
-}
-
-func always(record) bool { return true }
 
 // beginCode begins flow C. It asks nothing of WeChat.
 func (s *server) beginCode(w http.ResponseWriter, r *http.Request) error {
@@ -121,7 +98,7 @@ func (s *server) takeDigits(ctx context.Context, push *event, digits string) (te
 		return "", err
 	}
 	message := record{Names: named.Names, Ends: time.Now().Add(s.pushes.life())}
-	message, isNew, err := s.tickets.keep(ctx, push.id(), message, always)
+	message, isNew, err := s.tickets.keep(ctx, push.id(), message)
 	if err != nil {
 		return "", err
 	}

@@ -32,45 +32,57 @@ var (
 
 // A server answers browsers, phones and WeChat.
 type server struct {
-	config       config
-	log          *slog.Logger
-	tickets      *store
-	local        *localRecords // where the tickets are without REDIS_URL
-	redis        *redis        // and with it, else nil
-	wechat       *wechat
-	pushes       *pushGuard
-	guesses      *guessGuard
-	qrLimit      *limiter    // who asks for QR codes, by client
-	pictureLimit *limiter    // who has them drawn, by client
-	codeLimit    *limiter    // OAuth codes that WeChat calls invalid, by client
+	config  config
+	log     *slog.Logger
+	tickets *store
+	local   *localRecords // where the tickets are without REDIS_URL
+	seen    *localRecords // and the pushes
+	redis   *redis        // where both are with it, else nil
+	wechat  *wechat
+	signer  *signer
+	pushes  pushGuard
+	parked  parking // polls
+	metrics metrics
+	demo    http.Handler // the simulator, or nil
+
+	guesses      *guessGuard // wrong signatures, by client
 	mistypes     *guessGuard // digits that are nobody's, by sender
-	codes        *limiter    // codes that are sent, by sender
-	misses       *limiter    // wrong codes of wechat-server's clients
-	logLimit     *limiter    // log lines that strangers can cause, by kind
-	signer       *signer
-	parked       parking // polls
-	metrics      metrics
-	demo         http.Handler // the simulator, or nil
+	qrLimit      limiter     // who asks for QR codes, by client
+	pictureLimit limiter     // who has them drawn, by client
+	codeLimit    limiter     // OAuth codes that WeChat calls invalid, by client
+	codes        limiter     // codes that are sent, by sender
+	misses       limiter     // wrong codes of wechat-server's clients
+	logLimit     limiter     // log lines that strangers can cause, by kind
 }
 
-func newServer(config config, log *slog.Logger) *server {
-	s := &server{config: config, log: log,
-		local: &localRecords{max: int64(config.maxTickets)},
-		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID,
-			ttl: config.sessionTTL, allowedOrigins: config.allowedOrigins},
-		wechat: newWeChat(&config, log),
-		pushes: newPushGuard(config.maxSkew), guesses: newGuessGuard(maxWrong, maxAllWrong, time.Minute),
-		qrLimit: newLimiter(config.qrRate), pictureLimit: newLimiter(10 * config.qrRate),
-		codeLimit: newLimiter(10), logLimit: newLimiter(600), metrics: metrics{counts: make(map[string]int)},
-		mistypes: newGuessGuard(maxMistypes, maxAllMistypes, 10*time.Minute),
-		codes:    newLimiter(maxCodesSent), misses: newLimiter(maxMisses)}
-	s.tickets = newStore(config.ttl, s.local)
-	if config.redisURL != nil {
-		s.redis = newRedis(config.redisURL, config.redisCA, config.redisPrefix, log)
-		s.pushes.redis = s.redis
-		s.tickets.records, s.tickets.lookAgain = s.redis, lookAgain
+func newServer(c config, log *slog.Logger) *server {
+	s := &server{
+		config: c,
+		log:    log,
+		local:  &localRecords{max: int64(c.maxTickets)},
+		seen:   &localRecords{max: maxPushes},
+		wechat: newWeChat(&c, log),
+		signer: &signer{secrets: c.sessionSecrets, issuer: c.publicURL, audience: c.appID, ttl: c.sessionTTL,
+			allowedOrigins: c.allowedOrigins},
+		metrics: metrics{counts: make(map[string]int)},
+
+		guesses:      newGuessGuard(maxWrong, maxAllWrong, time.Minute),
+		mistypes:     newGuessGuard(maxMistypes, maxAllMistypes, 10*time.Minute),
+		qrLimit:      limiter{rate: c.qrRate, window: time.Minute},
+		pictureLimit: limiter{rate: 10 * c.qrRate, window: time.Minute},
+		codeLimit:    limiter{rate: 10, window: time.Minute},
+		codes:        limiter{rate: maxCodesSent, window: time.Minute},
+		misses:       limiter{rate: maxMisses, window: time.Minute},
+		logLimit:     limiter{rate: 600, window: time.Minute},
 	}
-	s.tickets.confirm = config.confirm
+	s.tickets = newStore(c.ttl, s.local)
+	s.pushes = pushGuard{maxSkew: c.maxSkew, seen: newStore(0, s.seen)}
+	if c.redisURL != nil {
+		s.redis = newRedis(c.redisURL, c.redisCA, c.redisPrefix, log)
+		s.tickets.records, s.tickets.lookAgain = s.redis, lookAgain
+		s.pushes.seen = s.tickets
+	}
+	s.tickets.confirm = c.confirm
 	s.tickets.event = s.logEvent
 	s.wechat.called = func(path, result string) {
 		s.metrics.count("wxscan_wechat_calls_total{path=%q,result=%q}", path, result)
@@ -80,16 +92,16 @@ func newServer(config config, log *slog.Logger) *server {
 
 // work does what is to be done besides answering requests, until ctx ends.
 func (s *server) work(ctx context.Context) {
+	var all sync.WaitGroup
 	if s.redis == nil {
-		s.local.sweep(ctx, s.logEvent)
-		return
+		all.Go(func() { s.local.sweep(ctx, s.logEvent) })
+		all.Go(func() { s.seen.sweep(ctx, s.logEvent) })
+	} else {
+		waiting := &s.tickets.waiting
+		all.Go(func() { s.redis.watch(ctx, func(name string) { waiting.wake(parseKey(name)) }, waiting.wakeAll) })
+		all.Go(func() { s.redis.watchHealth(ctx) })
 	}
-	var both sync.WaitGroup
-	both.Go(func() {
-		s.redis.watch(ctx, func(name string) { s.tickets.waiting.wake(parseKey(name)) }, s.tickets.waiting.wakeAll)
-	})
-	both.Go(func() { s.redis.watchHealth(ctx) })
-	both.Wait()
+	all.Wait()
 }
 
 // A handler answers a request, or returns an error while nothing is written.
@@ -176,7 +188,7 @@ func nothing(mux *http.ServeMux, w http.ResponseWriter, r *http.Request) error {
 // limited lets no client through to h too often.
 func (s *server) limited(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		if err := s.pass(s.qrLimit, w, r); err != nil {
+		if err := s.pass(&s.qrLimit, w, r); err != nil {
 			return err
 		}
 		return h(w, r)

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -15,7 +14,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -36,14 +34,14 @@ type event struct {
 	XMLName      xml.Name `xml:"xml"`
 	ToUserName   string   // the account
 	FromUserName string   // the openid
-	MsgType      string
-	Event        string
-	EventKey     string
-	Ticket       string
-	Content      string // of a text
 	CreateTime   string
-	MsgID        string `xml:"MsgId"` // of a message; an event has none
-	Encrypt      string // in safe mode (消息加解密), the one field that counts
+	MsgType      string
+	Event        string `xml:",omitempty"`
+	EventKey     string `xml:",omitempty"`
+	Ticket       string `xml:",omitempty"`
+	Content      string `xml:",omitempty"`      // of a text
+	MsgID        string `xml:"MsgId,omitempty"` // of a message; an event has none
+	Encrypt      string `xml:",omitempty"`      // in safe mode (消息加解密), the one field that counts
 }
 
 // scan tells whether the event is the scan of a parametric QR code, by a
@@ -90,38 +88,28 @@ func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
 	return write(w, http.StatusOK, plainText, []byte(query.Get("echostr")))
 }
 
-// receive takes a push from WeChat. A push that cannot be taken now is answered
-// with 500, so that WeChat sends it again.
+// receive takes a push from WeChat. WeChat resends what is not answered within
+// 5 seconds, so even a push we have no use for is answered with success. One that
+// cannot be taken now is answered with 500, so that WeChat sends it again.
 func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
-	err := s.takePush(w, r)
-	if errors.Is(err, errStoreUnavailable) {
-		return fmt.Errorf("%w: %w", errNotTaken, err)
-	}
-	return err
-}
-
-// takePush takes a push from WeChat. WeChat resends what is not answered within
-// 5 seconds, so even a push we have no use for is answered with success.
-func (s *server) takePush(w http.ResponseWriter, r *http.Request) error {
 	push, err := s.readPush(w, r)
-	if err != nil {
-		return err
-	}
 	var text string
 	switch {
-	case push.FromUserName == "":
+	case err != nil, push.FromUserName == "":
 	case push.scan():
 		text, err = s.takeScan(r.Context(), push)
 	default:
 		text, err = s.takeMessage(r.Context(), push)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, errStoreUnavailable):
+		return fmt.Errorf("%w: %w", errNotTaken, err)
+	case err != nil:
 		return err
-	}
-	if text == "" {
+	case text == "":
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
-	reply, err := s.passiveReply(push, text)
+	reply, err := s.config.passiveReply(push, text)
 	if err != nil {
 		return err
 	}
@@ -156,10 +144,8 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 	signed := []string{s.config.token, query.Get("timestamp"), query.Get("nonce")}
 	sign, key, guesser := query.Get("signature"), s.config.aesKey, client(r, s.config.trusted)
 	isRight := verify(sign, signed...)
-	switch {
-	case s.guesses.shutsOut(guesser):
-		return nil, errGuessing
-	case key == nil, query.Has("signature") && !isRight: // WeChat sends it in safe mode too, and it spares us the XML
+	// WeChat sends this signature in safe mode too: a wrong one spares us the body.
+	if key == nil || query.Has("signature") && !isRight || s.guesses.shutsOut(guesser) {
 		if err := s.guesses.judge(guesser, isRight); err != nil {
 			return nil, err
 		}
@@ -201,53 +187,26 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 // does not cover the body, so whoever has seen one could sign anything with it.
 type pushGuard struct {
 	maxSkew time.Duration // how old or early a push may be; 0 does not look
-	redis   *redis        // keeps what all replicas have seen; nil: the fields below do
-
-	mu    sync.Mutex        // guards seen and order
-	seen  map[string]pushed // by signature
-	order []string          // the signatures, the oldest first
+	seen    *store        // the digests of bodies, by signature
 }
 
-// A pushed is a push that has come.
-type pushed struct {
-	body [sha256.Size]byte
-	due  time.Time // when it may be forgotten
-}
-
-// maxPushes bounds a pushGuard's memory, to some 20 MB.
+// maxPushes is how many a pushGuard keeps in memory, in some 40 MB.
 const maxPushes = 100_000
-
-func newPushGuard(maxSkew time.Duration) *pushGuard {
-	return &pushGuard{maxSkew: maxSkew, seen: make(map[string]pushed)}
-}
 
 // fresh tells whether a push's timestamp, in Unix seconds, is within maxSkew.
 func (g *pushGuard) fresh(seconds int64) bool {
 	return g.maxSkew == 0 || time.Since(time.Unix(seconds, 0)).Abs() <= g.maxSkew
 }
 
-// admit tells whether a signature carries this body alone, as far as we know.
-// When the memory is full, the oldest push is forgotten.
+// admit tells whether a signature carries this body alone, as far as we know: over
+// maxPushes, a new one is not kept.
 func (g *pushGuard) admit(ctx context.Context, signature string, body []byte) (bool, error) {
-	sum, now := sha256.Sum256(body), time.Now()
-	if g.redis != nil {
-		earlier, err := g.redis.first(ctx, "push:"+digest(signature).String(), sum[:], g.life())
-		return earlier == nil || bytes.Equal(earlier, sum[:]), err
+	sum := digest(string(body))
+	first, _, err := g.seen.keep(ctx, aside("signature", signature), record{Names: sum, Ends: time.Now().Add(g.life())})
+	if errors.Is(err, errTooManyTickets) {
+		return true, nil
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for len(g.order) > 0 && !now.Before(g.seen[g.order[0]].due) {
-		g.forget()
-	}
-	if earlier, known := g.seen[signature]; known {
-		return earlier.body == sum, nil
-	}
-	if len(g.order) == maxPushes {
-		g.forget()
-	}
-	g.seen[signature] = pushed{sum, now.Add(g.life())}
-	g.order = append(g.order, signature)
-	return true, nil
+	return first.Names == sum, err
 }
 
 // life is how long a signature can be fresh: from maxSkew before its time to
@@ -259,29 +218,9 @@ func (g *pushGuard) life() time.Duration {
 	return 2*g.maxSkew + time.Second
 }
 
-// forget forgets the oldest. It needs the lock.
-func (g *pushGuard) forget() {
-	delete(g.seen, g.order[0])
-	g.order = g.order[1:]
-}
-
 // cdata is a string that WeChat wants in a CDATA section.
 type cdata struct {
 	Text string `xml:",cdata"`
-}
-
-// textReply returns the passive reply (被动回复用户消息) that shows text to the
-// sender of an event.
-func textReply(to *event, now time.Time, text string) ([]byte, error) {
-	return xml.Marshal(struct {
-		XMLName                  xml.Name `xml:"xml"`
-		ToUserName, FromUserName cdata
-		CreateTime               int64 // Unix seconds
-		MsgType, Content         cdata
-	}{
-		ToUserName: cdata{to.FromUserName}, FromUserName: cdata{to.ToUserName},
-		CreateTime: now.Unix(), MsgType: cdata{"text"}, Content: cdata{text},
-	})
 }
 
 // beijing is the time of WeChat's users, whatever the server's.
@@ -303,53 +242,45 @@ func (s *server) loginText(k key, ticket record) string {
 	return fmt.Sprintf(text, site(s.config.publicURL).Host, time.Now().In(beijing).Format("15:04"), confirm)
 }
 
-// passiveReply returns what tells the sender of a push a text; sealed, if there
-// is a key.
-func (s *server) passiveReply(to *event, text string) ([]byte, error) {
-	now := time.Now()
-	reply, err := textReply(to, now, text)
-	if err != nil || s.config.aesKey == nil {
+// passiveReply returns the answer to a push (被动回复用户消息) that shows its sender a
+// text; sealed, if there is a key.
+func (c *config) passiveReply(to *event, text string) ([]byte, error) {
+	timestamp, nonce := unixNow(), rand.Text()
+	reply, err := xml.Marshal(struct {
+		XMLName                                    xml.Name `xml:"xml"`
+		ToUserName, FromUserName, MsgType, Content cdata
+		CreateTime                                 string // Unix seconds
+	}{
+		ToUserName: cdata{to.FromUserName}, FromUserName: cdata{to.ToUserName}, MsgType: cdata{"text"},
+		Content: cdata{text}, CreateTime: timestamp,
+	})
+	if err != nil || c.aesKey == nil {
 		return reply, err
 	}
-	timestamp, nonce, random := strconv.FormatInt(now.Unix(), 10), rand.Text(), make([]byte, 16)
-	rand.Read(random)
-	encrypt := s.config.aesKey.seal(random, reply, s.config.appID)
+	encrypt := c.aesKey.seal([]byte(rand.Text()[:16]), reply, c.appID)
 	return fmt.Appendf(nil, "<xml><Encrypt><![CDATA[%s]]></Encrypt><MsgSignature><![CDATA[%s]]></MsgSignature>"+
 		"<TimeStamp>%s</TimeStamp><Nonce><![CDATA[%s]]></Nonce></xml>",
-		encrypt, signature(s.config.token, timestamp, nonce, encrypt), timestamp, nonce), nil
+		encrypt, signature(c.token, timestamp, nonce, encrypt), timestamp, nonce), nil
 }
+
+func unixNow() string { return strconv.FormatInt(time.Now().Unix(), 10) }
 
 // signedQuery returns a fresh query of WeChat's, signed.
 func (c *config) signedQuery() url.Values {
-	timestamp, nonce := fmt.Sprint(time.Now().Unix()), rand.Text()
+	timestamp, nonce := unixNow(), rand.Text()
 	return url.Values{"signature": {signature(c.token, timestamp, nonce)}, "timestamp": {timestamp}, "nonce": {nonce}}
 }
 
 // signedPush returns an event as WeChat pushes it: its query and its body.
-func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values, []byte, error) {
-	return c.signedBody(struct {
-		XMLName                          xml.Name `xml:"xml"`
-		ToUserName, FromUserName         cdata
-		CreateTime                       int64
-		MsgType, Event, EventKey, Ticket cdata
-	}{
-		ToUserName: cdata{"gh_0123456789ab"}, FromUserName: cdata{openID}, CreateTime: time.Now().Unix(),
-		MsgType: cdata{"event"}, Event: cdata{event}, EventKey: cdata{eventKey}, Ticket: cdata{ticket},
-	})
+func (c *config) signedPush(openID, name, eventKey, ticket string) (url.Values, []byte, error) {
+	return c.signedBody(event{ToUserName: "gh_0123456789ab", FromUserName: openID, CreateTime: unixNow(),
+		MsgType: "event", Event: name, EventKey: eventKey, Ticket: ticket})
 }
 
 // signedText returns a text message as WeChat pushes it: its query and its body.
 func (c *config) signedText(openID, content string) (url.Values, []byte, error) {
-	return c.signedBody(struct {
-		XMLName                  xml.Name `xml:"xml"`
-		ToUserName, FromUserName cdata
-		CreateTime               int64
-		MsgType, Content         cdata
-		MsgID                    int64 `xml:"MsgId"`
-	}{
-		ToUserName: cdata{"gh_0123456789ab"}, FromUserName: cdata{openID}, CreateTime: time.Now().Unix(),
-		MsgType: cdata{"text"}, Content: cdata{content}, MsgID: mathrand.Int64(),
-	})
+	return c.signedBody(event{ToUserName: "gh_0123456789ab", FromUserName: openID, CreateTime: unixNow(),
+		MsgType: "text", Content: content, MsgID: strconv.FormatInt(mathrand.Int64(), 10)})
 }
 
 // signedBody returns a push's query and body, signed, and sealed if there is a key.

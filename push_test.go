@@ -170,18 +170,10 @@ func TestSafeModeReadsNoXMLOfAWrongSignature(t *testing.T) {
 	}
 }
 
-func TestPushGuardForgetsTheOldestAndWhatIsNoLongerFresh(t *testing.T) {
-	g := newPushGuard(10 * time.Minute)
-	for i := range maxPushes + 1 {
-		g.admit(t.Context(), strconv.Itoa(i), nil)
-	}
-	for _, push := range []int{1, maxPushes, 0} { // 0 goes last: as it is admitted, 1 is forgotten
-		if got, _ := g.admit(t.Context(), strconv.Itoa(push), []byte("another")); got != (push == 0) {
-			t.Errorf("push %d with another body: %v", push, got)
-		}
-	}
+func TestPushGuardForgetsWhatIsNoLongerFresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g, sent := newPushGuard(10*time.Minute), time.Now().Add(10*time.Minute) // as early as it may be
+		w := newWorld(t)
+		g, sent := w.pushes, time.Now().Add(10*time.Minute) // as early as it may be
 		g.admit(t.Context(), "s", []byte("a"))
 		for g.fresh(sent.Unix()) {
 			if ok, _ := g.admit(t.Context(), "s", []byte("b")); ok {
@@ -190,10 +182,18 @@ func TestPushGuardForgetsTheOldestAndWhatIsNoLongerFresh(t *testing.T) {
 			g.admit(t.Context(), time.Now().String(), nil)
 			time.Sleep(time.Second)
 		}
-		time.Sleep(time.Second)
-		g.admit(t.Context(), "last", nil)
-		if len(g.seen) > 1202 || len(g.order) != len(g.seen) {
-			t.Errorf("%d pushes are kept, want those of 20 minutes", len(g.seen))
+		if n := w.seen.count.Load(); n > 1204 {
+			t.Errorf("%d pushes are kept, want those of 20 minutes", n)
+		}
+		for i := range maxPushes {
+			g.admit(t.Context(), strconv.Itoa(i), nil)
+		}
+		ok, err := g.admit(t.Context(), "one too many", nil)
+		if known, _ := g.admit(t.Context(), "0", []byte("another")); !ok || err != nil || known {
+			t.Errorf("in a full memory: %v, %v; of a known push, another body: %v", ok, err, known)
+		}
+		if n := w.seen.count.Load(); n != maxPushes {
+			t.Errorf("%d pushes are kept, want %d", n, maxPushes)
 		}
 	})
 }
@@ -395,7 +395,7 @@ func FuzzDecodeXML(f *testing.F) {
 			t.Errorf("accepted a root %q", push.XMLName.Local)
 		}
 		push.scan()
-		reply, err := textReply(&push, time.Unix(0, 0), "hello")
+		reply, err := (&config{}).passiveReply(&push, "hello")
 		if err != nil || !slices.Equal(reply[:5], []byte("<xml>")) {
 			t.Errorf("reply %q, %v", reply, err)
 		}

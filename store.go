@@ -99,7 +99,7 @@ type login struct {
 
 // A record is what is known of one ticket. It never changes: another takes its place.
 type record struct {
-	Flow   flow
+	Flow   flow   // "" of what is no login, but kept beside
 	QR     string // flow A: what the QR code says; flow C: the digits
 	Asker  asker  // who asked for the ticket
 	Status status
@@ -126,6 +126,15 @@ func (r *record) waits() bool { return r.Status == statusPending || r.Status == 
 
 // left returns how long the ticket's status can last.
 func (r *record) left() time.Duration { return time.Until(r.Ends) }
+
+// now returns the record if it has not ended, else one of the status expired. There
+// may be none: r may be nil.
+func (r *record) now() record {
+	if r == nil || r.left() <= 0 {
+		return record{Status: statusExpired}
+	}
+	return *r
+}
 
 // A store holds the rules of a ticket's life. Every change is one swap of the
 // ticket's record for the next, and whoever won the swap does what
@@ -162,55 +171,60 @@ func newStore(ttl time.Duration, records records) *store {
 // errTooManyTickets at the cap, and an error rather than give one ticket to two
 // browsers.
 func (s *store) begin(ctx context.Context, ticket string, flow flow, qr string, asker asker) error {
-	k, now := digest(ticket), time.Now()
-	r := record{Flow: flow, QR: qr, Asker: asker, Status: statusPending, Since: now, Ends: now.Add(s.ttl)}
-	switch added, err := s.records.add(ctx, k, &r); {
-	case err != nil:
-		return err
-	case !added:
-		return errors.New("this ticket was issued before")
+	now := time.Now()
+	_, isNew, err := s.keep(ctx, digest(ticket), record{Flow: flow, QR: qr, Asker: asker, Status: statusPending,
+		Since: now, Ends: now.Add(s.ttl)})
+	if err == nil && !isNew {
+		err = errors.New("this ticket was issued before")
 	}
-	s.event(k, r)
-	return nil
+	return err
 }
 
 // look returns the record of a ticket, exact to the nanosecond: of one that has
 // ended, or never was, it has the status expired and nothing else.
 func (s *store) look(ctx context.Context, k key) (record, error) {
 	r, err := s.records.get(ctx, k)
-	if err != nil || r == nil || r.left() <= 0 {
-		return record{Status: statusExpired}, err
-	}
-	return *r, nil
+	return r.now(), err
 }
 
-// change swaps the record of a ticket for what next makes of it, and wakes who
-// waits. It returns the record that holds now, and whether that is next's: next
-// returns false to leave the record as it is. When others change the record
-// meanwhile, next sees theirs.
+// change swaps the record of a ticket, as look returns it, for what next makes of
+// it, and wakes who waits. It returns the record that holds now, and whether that is
+// next's: next returns false to leave the record as it is. When others change the
+// record meanwhile, next sees theirs.
 func (s *store) change(ctx context.Context, k key, next func(record) (record, bool)) (record, bool, error) {
 	for {
 		old, err := s.records.get(ctx, k)
-		if err != nil || old == nil || old.left() <= 0 {
-			return record{Status: statusExpired}, false, err
-		}
-		r, ok := next(*old)
-		if !ok {
-			return *old, false, nil
-		}
-		won, err := s.records.swap(ctx, k, old, &r)
+		held := old.now()
 		if err != nil {
-			return record{Status: statusExpired}, false, err
+			return held, false, err
 		}
-		if !won {
-			continue
+		r, ok := next(held)
+		if !ok {
+			return held, false, nil
+		}
+		if old == nil {
+			ok, err = s.records.add(ctx, k, &r)
+		} else {
+			ok, err = s.records.swap(ctx, k, old, &r)
+		}
+		if err != nil {
+			return held, false, err
+		}
+		if !ok {
+			continue // somebody was first
 		}
 		s.waiting.wake(k)
-		if r.Status != old.Status {
+		if r.Flow != "" && r.Status != held.Status {
 			s.event(k, r)
 		}
 		return r, true, nil
 	}
+}
+
+// keep puts r under k, unless a live record is there. It returns the record that is
+// there now, and whether that is r.
+func (s *store) keep(ctx context.Context, k key, r record) (record, bool, error) {
+	return s.change(ctx, k, func(held record) (record, bool) { return r, held.Status == statusExpired })
 }
 
 // become returns r with its next status, which ends after life.
@@ -245,14 +259,11 @@ func (s *store) complete(ctx context.Context, k key, flow flow, who login) (reco
 // false if none is waited for.
 func (s *store) decide(ctx context.Context, k key, yes bool) (bool, error) {
 	_, decided, err := s.change(ctx, k, func(r record) (record, bool) {
-		switch {
-		case r.Status != statusScanned:
-			return r, false
-		case yes:
-			return r.become(statusDone, resultTTL), true
+		next := r.become(statusDone, resultTTL)
+		if !yes {
+			next.Status, next.Login = statusDeclined, login{}
 		}
-		r.Login = login{}
-		return r.become(statusDeclined, resultTTL), true
+		return next, r.Status == statusScanned
 	})
 	return decided, err
 }
@@ -301,6 +312,8 @@ func (s *store) claim(ctx context.Context, k key, code string) (record, bool, er
 func (s *store) settle(ctx context.Context, k key, code string, came outcome, who login) (record, error) {
 	r, _, err := s.change(ctx, k, func(r record) (record, bool) {
 		switch {
+		case r.Status == statusExpired:
+			return r, false
 		case came == outcomeLogin && r.Status == statusPending:
 			r = s.logIn(r, who)
 		case came == outcomeLogin:
