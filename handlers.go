@@ -117,22 +117,29 @@ func (s *server) routes() http.Handler {
 			}
 		})
 	}
+	acts := func(pattern string, h handler) { // whose GET does something, which HEAD must not
+		handle(pattern, h)
+		handle("HEAD"+strings.TrimPrefix(pattern, "GET"), func(w http.ResponseWriter, r *http.Request) error {
+			w.Header().Set("Allow", http.MethodGet)
+			return errMethod
+		})
+	}
 	handle("GET /wechat/message", s.verifyURL)
 	handle("GET /wechat/message/{$}", s.verifyURL)
 	handle("POST /wechat/message", s.receive)
 	handle("POST /wechat/message/{$}", s.receive)
 	if s.config.appSecret != "" {
-		handle("GET /wechat/getloginqr", s.notElsewhere(s.limited(s.beginScan)))
-		handle("GET /wechat/getauthqr", s.notElsewhere(s.limited(s.beginAuth)))
+		acts("GET /wechat/getloginqr", s.notElsewhere(s.limited(s.beginScan)))
+		acts("GET /wechat/getauthqr", s.notElsewhere(s.limited(s.beginAuth)))
 	}
 	if s.config.offers(flowCode) {
-		handle("GET /wechat/getlogincode", s.notElsewhere(s.limited(s.beginCode)))
+		acts("GET /wechat/getlogincode", s.notElsewhere(s.limited(s.beginCode)))
 	}
 	handle("GET /wechat/qr.png", s.draw)
 	handle("GET /wechat/qr.svg", s.draw)
 	handle("GET /wechat/qr.txt", s.draw)
 	handle("GET /wechat/checklogin", s.poll)
-	handle("GET /wechat/accessusercode", s.callback)
+	acts("GET /wechat/accessusercode", s.callback)
 	handle("GET /wechat/confirm", s.askPhone)
 	handle("POST /wechat/confirm", s.hearPhone)
 	handle("GET /wechat/session", s.session)
@@ -147,17 +154,11 @@ func (s *server) routes() http.Handler {
 		handle("GET /api/wechat/{$}", s.verifyURL)
 		handle("POST /api/wechat", s.receive)
 		handle("POST /api/wechat/{$}", s.receive)
-		handle("GET /api/wechat/user", s.tellUser)
-		handle("HEAD /api/wechat/user", s.refuseHEAD)
+		acts("GET /api/wechat/user", s.tellUser)
 		if s.config.appSecret != "" {
 			handle("GET /api/wechat/qrcode", s.limited(s.drawCodeQR))
 		}
 	}
-	// A GET pattern takes HEAD too. These do something, which HEAD must not.
-	handle("HEAD /wechat/getloginqr", s.refuseHEAD)
-	handle("HEAD /wechat/getauthqr", s.refuseHEAD)
-	handle("HEAD /wechat/getlogincode", s.refuseHEAD)
-	handle("HEAD /wechat/accessusercode", s.refuseHEAD)
 	if s.config.verifyFile != "" {
 		handle("GET /"+s.config.verifyFile, s.ownership)
 	}
@@ -203,12 +204,6 @@ func (s *server) pass(l *limiter, w http.ResponseWriter, r *http.Request) error 
 		return errRateLimited
 	}
 	return nil
-}
-
-// refuseHEAD is for what answers GET alone.
-func (s *server) refuseHEAD(w http.ResponseWriter, r *http.Request) error {
-	w.Header().Set("Allow", http.MethodGet)
-	return errMethod
 }
 
 // A qrAnswer is a new ticket, for the browser alone that asked for it.
@@ -318,7 +313,8 @@ func ceil(d time.Duration) int { return int(math.Ceil(d.Seconds())) }
 // fail answers a request that its handler gave up, and logs it. Clients get a
 // code and plain words, never an error's own text.
 func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
-	status, level := http.StatusInternalServerError, slog.LevelWarn
+	const loud, quiet = slog.LevelWarn, slog.LevelDebug
+	status, level := http.StatusInternalServerError, loud
 	answer := struct {
 		Error   string `json:"error"`
 		Message string `json:"message"`
@@ -327,45 +323,39 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	for _, known := range []struct {
 		err           error
 		status        int
+		level         slog.Level
 		code, message string
 	}{
-		{errSignature, 403, "bad_signature", "the signature is missing or wrong"},
-		{errTooLarge, 413, "too_large", "the body is too large"},
-		{errPush, 400, "bad_push", "the body is not a push of WeChat's"},
-		{errNoTicket, 400, "missing_ticket", "the parameter ticket is missing"},
-		{errNoSession, 401, "no_session", "not logged in, or no longer"},
-		{errCrossOrigin, 403, "cross_origin", "another site may not ask for this"},
-		{errNothingHere, 404, "not_found", "there is nothing here, or no longer"},
-		{errMethod, 405, "method_not_allowed", "not with this method; Allow says which"},
-		{errRateLimited, 429, "rate_limited", "too many QR codes in a minute; try again shortly"},
-		{errGuessing, 429, "rate_limited", "too many wrong signatures; try again in a minute"},
-		{errNotTaken, 500, "store_unavailable", "the push cannot be taken now; send it again"},
-		{errStoreUnavailable, 503, "store_unavailable", "logins cannot be kept just now; try again shortly"},
-		{errTooManyTickets, 503, "too_many_tickets", "too many people are logging in; try again shortly"},
-		{errTimeout, 504, "wechat_timeout", "WeChat did not answer in time; try again"},
-		{errUnreachable, 502, "wechat_unreachable", "WeChat cannot be reached; try again"},
-		{errRefused, 502, "wechat_refused", "WeChat refused; the server's log says why"},
+		{errSignature, 403, loud, "bad_signature", "the signature is missing or wrong"},
+		{errTooLarge, 413, loud, "too_large", "the body is too large"},
+		{errPush, 400, loud, "bad_push", "the body is not a push of WeChat's"},
+		{errNoTicket, 400, loud, "missing_ticket", "the parameter ticket is missing"},
+		{errNoSession, 401, quiet, "no_session", "not logged in, or no longer"},
+		{errCrossOrigin, 403, loud, "cross_origin", "another site may not ask for this"},
+		{errNothingHere, 404, quiet, "not_found", "there is nothing here, or no longer"},
+		{errMethod, 405, quiet, "method_not_allowed", "not with this method; Allow says which"},
+		{errRateLimited, 429, loud, "rate_limited", "too many QR codes in a minute; try again shortly"},
+		{errGuessing, 429, loud, "rate_limited", "too many wrong signatures; try again in a minute"},
+		{errNotTaken, 500, quiet, "store_unavailable", "the push cannot be taken now; send it again"},
+		{errStoreUnavailable, 503, quiet, "store_unavailable", "logins cannot be kept just now; try again shortly"},
+		{errTooManyTickets, 503, loud, "too_many_tickets", "too many people are logging in; try again shortly"},
+		{errTimeout, 504, loud, "wechat_timeout", "WeChat did not answer in time; try again"},
+		{errUnreachable, 502, loud, "wechat_unreachable", "WeChat cannot be reached; try again"},
+		{errRefused, 502, loud, "wechat_refused", "WeChat refused; the server's log says why"},
 	} {
 		if errors.Is(err, known.err) {
-			status, answer.Error, answer.Message = known.status, known.code, known.message
+			status, level, answer.Error, answer.Message = known.status, known.level, known.code, known.message
 			break
 		}
 	}
 	if refused, ok := errors.AsType[*apiError](err); ok {
 		answer.ErrCode = refused.code
 	}
-	switch status {
-	case http.StatusTooManyRequests:
-		if errors.Is(err, errGuessing) {
-			w.Header().Set("Retry-After", "60")
-		}
-	case http.StatusServiceUnavailable:
+	switch {
+	case errors.Is(err, errGuessing):
+		w.Header().Set("Retry-After", "60")
+	case status == http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "5")
-	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusUnauthorized:
-		level = slog.LevelDebug
-	}
-	if errors.Is(err, errStoreUnavailable) {
-		level = slog.LevelDebug // the store has said so, once
 	}
 	if s.logLimit.pass(one(answer.Error)) == 0 {
 		s.log.Log(r.Context(), level, "request failed", "route", r.Pattern, "status", status, "err", err, hint(err))

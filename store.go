@@ -164,7 +164,8 @@ type records interface {
 
 // newStore returns a store whose tickets each wait for ttl.
 func newStore(ttl time.Duration, records records) *store {
-	return &store{ttl: ttl, records: records, lookAgain: time.Hour, event: func(key, record) {}}
+	return &store{ttl: ttl, records: records, lookAgain: time.Hour, event: func(key, record) {},
+		waiting: waiters{byKey: make(map[key]*waiter)}}
 }
 
 // begin makes ticket the ticket of a wait that starts now. It returns
@@ -369,9 +370,6 @@ func (w *waiters) join(k key) *waiter {
 	c := w.byKey[k]
 	if c == nil {
 		c = &waiter{woken: make(chan struct{})}
-		if w.byKey == nil {
-			w.byKey = make(map[key]*waiter)
-		}
 		w.byKey[k] = c
 	}
 	c.count++
@@ -401,7 +399,7 @@ func (w *waiters) wake(k key) {
 func (w *waiters) wakeAll() {
 	w.mu.Lock()
 	all := w.byKey
-	w.byKey = nil
+	w.byKey = make(map[key]*waiter)
 	w.mu.Unlock()
 	for _, c := range all {
 		close(c.woken)
