@@ -48,7 +48,7 @@ func (s *server) sendCode(ctx context.Context, push *event) (text string, err er
 		if err != nil {
 			return "", err
 		}
-		if _, _, err = s.tickets.keep(ctx, message, record{Ends: now.Add(s.pushes.life())}); err != nil {
+		if _, _, err = s.tickets.keep(ctx, message, record{Ends: now.Add(s.config.pushLife())}); err != nil {
 			return "", err
 		}
 	}

@@ -5,7 +5,88 @@ import (
 	"crypto/rand"
 	"errors"
 	"net/http"
+	"slices"
+	"time"
 )
+
+const (
+	// maxCodes is how many OAuth codes a ticket remembers. Each costs a call of
+	// WeChat's, and whoever photographs a QR code can bring more.
+	maxCodes = 20
+	// claimTTL is how long an OAuth code can be on its way to WeChat and back. A
+	// replica that was killed meanwhile keeps nobody from trying again.
+	claimTTL = 10 * time.Second
+)
+
+// An attempt is an OAuth code that a phone has brought.
+type attempt struct {
+	Code    key       // its digest
+	Outcome outcome   // outcomeNone while it is being exchanged
+	Since   time.Time // when that began
+}
+
+// lost tells whether nobody exchanges the code any more.
+func (a attempt) lost() bool { return a.Outcome == outcomeNone && time.Since(a.Since) > claimTTL }
+
+// An outcome is what came of an OAuth code.
+type outcome string
+
+const (
+	outcomeNone        outcome = "" // none yet: the code is being exchanged
+	outcomeLogin       outcome = "login"
+	outcomeUsed        outcome = "used"
+	outcomeExpired     outcome = "expired" // too old, or made up
+	outcomeSnapshot    outcome = "snapshot"
+	outcomeUnavailable outcome = "unavailable"
+)
+
+// outcome returns what came of an OAuth code, outcomeExpired for one that is
+// not known.
+func (r *record) outcome(code string) (came outcome, known bool) {
+	for _, a := range r.Codes {
+		if a.Code == digest(code) {
+			return a.Outcome, true
+		}
+	}
+	return outcomeExpired, false
+}
+
+// claim notes that an OAuth code is to be exchanged for a login. It is true for
+// the one call that is to do so, over all replicas, and to settle the code within
+// claimTTL. Otherwise the ticket knows the code, or takes none any more.
+func (s *store) claim(ctx context.Context, k key, code string) (record, bool, error) {
+	return s.change(ctx, k, func(r record) (record, bool) {
+		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), attempt.lost)
+		if _, known := r.outcome(code); known || r.Status != statusPending || r.Flow != flowAuth ||
+			len(r.Codes) >= maxCodes {
+			return r, false
+		}
+		r.Codes = append(r.Codes, attempt{Code: digest(code), Since: time.Now()})
+		return r, true
+	})
+}
+
+// settle notes what came of a code that was claimed; with outcomeLogin it logs
+// who in, unless somebody was first. A code that WeChat calls invalid is
+// forgotten: whoever makes codes up must not use up the ticket.
+func (s *store) settle(ctx context.Context, k key, code string, came outcome, who login) (record, error) {
+	r, _, err := s.change(ctx, k, func(r record) (record, bool) {
+		switch {
+		case r.Status == statusExpired:
+			return r, false
+		case came == outcomeLogin && r.Status == statusPending:
+			r = s.logIn(r, who)
+		case came == outcomeLogin:
+			came = outcomeUsed
+		}
+		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), func(a attempt) bool { return a.Code == digest(code) })
+		if came != outcomeExpired {
+			r.Codes = append(r.Codes, attempt{Code: digest(code), Outcome: came})
+		}
+		return r, true
+	})
+	return r, err
+}
 
 // loginURL returns what flow B's QR code says: it follows from the ticket's key.
 func (c *wechat) loginURL(publicURL string, k key) string {
@@ -16,7 +97,7 @@ func (c *wechat) loginURL(publicURL string, k key) string {
 func (s *server) beginAuth(w http.ResponseWriter, r *http.Request) error {
 	ticket := rand.Text()
 	qr := s.wechat.loginURL(s.config.publicURL, digest(ticket))
-	return s.begin(w, r, flowAuth, "", qrAnswer{Ticket: ticket, URL: qr})
+	return s.begin(w, r, flowAuth, "", qrAnswer{Ticket: ticket, QRURL: s.pictureURL(ticket), URL: qr})
 }
 
 // callback is where the phone comes back to from the authorize page of flow B.

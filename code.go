@@ -38,24 +38,17 @@ func (s *store) number(ctx context.Context, kind string, digits int, r record) (
 
 // beginCode begins flow C. It asks nothing of WeChat.
 func (s *server) beginCode(w http.ResponseWriter, r *http.Request) error {
-	answer := struct {
-		Ticket    string `json:"ticket"`
-		Code      string `json:"code"`
-		QRURL     string `json:"qrUrl,omitzero"` // of the account
-		ExpiresIn int    `json:"expiresIn"`      // seconds
-	}{Ticket: rand.Text(), ExpiresIn: int(s.config.ttl.Seconds())}
-	named := record{Names: digest(answer.Ticket), Ends: time.Now().Add(s.config.ttl)}
-	var err error
-	if answer.Code, err = s.tickets.number(r.Context(), "digits", 6, named); err != nil {
+	ticket := rand.Text()
+	named := record{Names: digest(ticket), Ends: time.Now().Add(s.config.ttl)}
+	code, err := s.tickets.number(r.Context(), "digits", 6, named)
+	if err != nil {
 		return err
 	}
-	if err = s.tickets.begin(r.Context(), answer.Ticket, flowCode, answer.Code, s.asker(r)); err != nil {
-		return err
-	}
+	answer := qrAnswer{Ticket: ticket, Code: code}
 	if s.config.account != "" {
 		answer.QRURL = s.config.openBase + "/qr/code?username=" + url.QueryEscape(s.config.account)
 	}
-	return writeJSON(w, http.StatusOK, answer)
+	return s.begin(w, r, flowCode, code, answer)
 }
 
 // takeMessage takes what somebody says to the account, and returns the answer.
@@ -79,7 +72,7 @@ func (s *server) takeMessage(ctx context.Context, push *event) (text string, err
 		return "", nil
 	case isText && len(said) == 6 && strings.Trim(said, "0123456789") == "":
 		return s.takeDigits(ctx, push, said)
-	case push.follow():
+	case push.MsgType == "event" && strings.EqualFold(push.Event, "subscribe"):
 		return fmt.Sprintf("感谢关注。登录 %[1]s：请把登录页上的六位数字发送到这里。\n"+
 			"To log in to %[1]s, send the six digits of the login page here.", s.config.site()), nil
 	}
@@ -97,7 +90,7 @@ func (s *server) takeDigits(ctx context.Context, push *event, digits string) (te
 	if err != nil {
 		return "", err
 	}
-	message := record{Names: named.Names, Ends: time.Now().Add(s.pushes.life())}
+	message := record{Names: named.Names, Ends: time.Now().Add(s.config.pushLife())}
 	message, isNew, err := s.tickets.keep(ctx, push.id(), message)
 	if err != nil {
 		return "", err

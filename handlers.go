@@ -35,12 +35,12 @@ type server struct {
 	config  config
 	log     *slog.Logger
 	tickets *store
+	pushes  *store        // the digests of their bodies, by signature
 	local   *localRecords // where the tickets are without REDIS_URL
 	seen    *localRecords // and the pushes
 	redis   *redis        // where both are with it, else nil
 	wechat  *wechat
 	signer  *signer
-	pushes  pushGuard
 	parked  parking // polls
 	metrics metrics
 	demo    http.Handler // the simulator, or nil
@@ -76,11 +76,11 @@ func newServer(c config, log *slog.Logger) *server {
 		logLimit:     limiter{rate: 600, window: time.Minute},
 	}
 	s.tickets = newStore(c.ttl, s.local)
-	s.pushes = pushGuard{maxSkew: c.maxSkew, seen: newStore(0, s.seen)}
+	s.pushes = newStore(0, s.seen)
 	if c.redisURL != nil {
 		s.redis = newRedis(c.redisURL, c.redisCA, c.redisPrefix, log)
 		s.tickets.records, s.tickets.lookAgain = s.redis, lookAgain
-		s.pushes.seen = s.tickets
+		s.pushes = s.tickets
 	}
 	s.tickets.confirm = c.confirm
 	s.tickets.event = s.logEvent
@@ -209,9 +209,10 @@ func (s *server) pass(l *limiter, w http.ResponseWriter, r *http.Request) error 
 // A qrAnswer is a new ticket, for the browser alone that asked for it.
 type qrAnswer struct {
 	Ticket      string `json:"ticket"`
-	QRURL       string `json:"qrUrl"`                // our picture
+	Code        string `json:"code,omitzero"`        // flow C: the digits
+	QRURL       string `json:"qrUrl,omitzero"`       // our picture; flow C: the account's, with WECHAT_ACCOUNT
 	WeChatQRURL string `json:"wechatQrUrl,omitzero"` // flow A: WeChat's own
-	URL         string `json:"url"`                  // what the picture says
+	URL         string `json:"url,omitzero"`         // what our picture says
 	ExpiresIn   int    `json:"expiresIn"`            // seconds
 }
 
@@ -226,8 +227,12 @@ func (s *server) beginScan(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	picture := s.wechat.qrImageURL(wechatTicket)
-	return s.begin(w, r, flowScan, qr, qrAnswer{Ticket: ticket, URL: qr, WeChatQRURL: picture})
+	return s.begin(w, r, flowScan, qr, qrAnswer{Ticket: ticket, QRURL: s.pictureURL(ticket),
+		WeChatQRURL: s.wechat.qrImageURL(wechatTicket), URL: qr})
+}
+
+func (s *server) pictureURL(ticket string) string {
+	return s.config.publicURL + "/wechat/qr.png?ticket=" + ticket
 }
 
 // begin gives a browser its ticket. Of what the code says, qr is to be kept.
@@ -235,7 +240,6 @@ func (s *server) begin(w http.ResponseWriter, r *http.Request, flow flow, qr str
 	if err := s.tickets.begin(r.Context(), answer.Ticket, flow, qr, s.asker(r)); err != nil {
 		return err
 	}
-	answer.QRURL = s.config.publicURL + "/wechat/qr.png?ticket=" + answer.Ticket
 	answer.ExpiresIn = int(s.config.ttl.Seconds())
 	return writeJSON(w, http.StatusOK, answer)
 }

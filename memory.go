@@ -7,6 +7,9 @@ import (
 	"time"
 )
 
+// sweepEvery is how often the records that have ended are forgotten.
+const sweepEvery = 2 * time.Second
+
 // localRecords are the records of at most max tickets, finished ones too, in a map.
 type localRecords struct {
 	max   int64

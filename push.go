@@ -51,17 +51,8 @@ func (e *event) scan() bool {
 	return e.MsgType == "event" && e.FromUserName != "" && (followed || strings.EqualFold(e.Event, "SCAN"))
 }
 
-// follow tells whether somebody has followed the account, by no QR code of ours.
-func (e *event) follow() bool {
-	return e.MsgType == "event" && strings.EqualFold(e.Event, "subscribe") && !e.scan()
-}
-
 // id names what was sent, and stays the same when WeChat pushes it again.
 func (e *event) id() key { return aside("push", e.FromUserName+" "+cmp.Or(e.MsgID, e.CreateTime)) }
-
-// scene returns the scene of the QR code that was scanned: with us, a ticket's
-// key in hex.
-func (e *event) scene() string { return strings.TrimPrefix(e.EventKey, "qrscene_") }
 
 // decodeXML reads one document into v, whose XMLName says what its root must be.
 func decodeXML(data []byte, v any) error {
@@ -119,7 +110,7 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 // takeScan takes the scan of a parametric QR code. Only who has just logged in,
 // or has yet to confirm it, is told anything.
 func (s *server) takeScan(ctx context.Context, push *event) (text string, err error) {
-	k, who := parseKey(push.scene()), login{OpenID: push.FromUserName}
+	k, who := parseKey(strings.TrimPrefix(push.EventKey, "qrscene_")), login{OpenID: push.FromUserName}
 	if k == codeScene && s.config.apiToken != "" {
 		return s.sendCode(ctx, push)
 	}
@@ -168,7 +159,7 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 			return nil, fmt.Errorf("%w: %w", errSignature, err)
 		}
 	}
-	if seconds, err := strconv.ParseInt(query.Get("timestamp"), 10, 64); err != nil || !s.pushes.fresh(seconds) {
+	if !s.config.isFresh(query.Get("timestamp")) {
 		return nil, fmt.Errorf("%w: its time is too far from ours: a replay, or clock skew? (PUSH_MAX_SKEW is %v)",
 			errSignature, s.config.maxSkew)
 	}
@@ -176,46 +167,40 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 	if err := decodeXML(body, push); err != nil {
 		return nil, fmt.Errorf("%w: %w", errPush, err)
 	}
-	admitted, err := s.pushes.admit(r.Context(), sign, body)
-	if err == nil && !admitted {
-		err = fmt.Errorf("%w: it came before, with another body", errSignature)
-	}
-	return push, err
+	return push, s.admit(r.Context(), sign, body)
 }
 
-// A pushGuard knows the pushes that have come lately. WeChat's plain signature
-// does not cover the body, so whoever has seen one could sign anything with it.
-type pushGuard struct {
-	maxSkew time.Duration // how old or early a push may be; 0 does not look
-	seen    *store        // the digests of bodies, by signature
-}
-
-// maxPushes is how many a pushGuard keeps in memory, in some 40 MB.
+// maxPushes is how many signatures are remembered in memory, in some 40 MB.
 const maxPushes = 100_000
 
-// fresh tells whether a push's timestamp, in Unix seconds, is within maxSkew.
-func (g *pushGuard) fresh(seconds int64) bool {
-	return g.maxSkew == 0 || time.Since(time.Unix(seconds, 0)).Abs() <= g.maxSkew
-}
-
-// admit tells whether a signature carries this body alone, as far as we know: over
-// maxPushes, a new one is not kept.
-func (g *pushGuard) admit(ctx context.Context, signature string, body []byte) (bool, error) {
-	sum := digest(string(body))
-	first, _, err := g.seen.keep(ctx, aside("signature", signature), record{Names: sum, Ends: time.Now().Add(g.life())})
-	if errors.Is(err, errTooManyTickets) {
-		return true, nil
+// admit returns errSignature if a signature came before with another body. WeChat's
+// plain signature does not cover the body, so whoever has seen one could sign anything
+// with it. Over maxPushes, new ones are not remembered.
+func (s *server) admit(ctx context.Context, signature string, body []byte) error {
+	push := record{Names: digest(string(body)), Ends: time.Now().Add(s.config.pushLife())}
+	first, _, err := s.pushes.keep(ctx, aside("signature", signature), push)
+	switch {
+	case errors.Is(err, errTooManyTickets):
+		return nil
+	case err == nil && first.Names != push.Names:
+		return fmt.Errorf("%w: it came before, with another body", errSignature)
 	}
-	return first.Names == sum, err
+	return err
 }
 
-// life is how long a signature can be fresh: from maxSkew before its time to
-// maxSkew after it, both included.
-func (g *pushGuard) life() time.Duration {
-	if g.maxSkew == 0 {
+// isFresh tells whether a push's timestamp, in Unix seconds, is within PUSH_MAX_SKEW.
+func (c *config) isFresh(timestamp string) bool {
+	seconds, err := strconv.ParseInt(timestamp, 10, 64)
+	return err == nil && (c.maxSkew == 0 || time.Since(time.Unix(seconds, 0)).Abs() <= c.maxSkew)
+}
+
+// pushLife is how long a signature can be fresh: from PUSH_MAX_SKEW before its time to
+// PUSH_MAX_SKEW after it, both included.
+func (c *config) pushLife() time.Duration {
+	if c.maxSkew == 0 {
 		return time.Hour
 	}
-	return 2*g.maxSkew + time.Second
+	return 2*c.maxSkew + time.Second
 }
 
 // cdata is a string that WeChat wants in a CDATA section.

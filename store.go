@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 )
@@ -17,17 +16,9 @@ const (
 	// decisionTTL is how long the phone has to confirm a login, at least: a scan
 	// just before the end of a ticket leaves time to look.
 	decisionTTL = 90 * time.Second
-	// maxCodes is how many OAuth codes a ticket remembers. Each costs a call of
-	// WeChat's, and whoever photographs a QR code can bring more.
-	maxCodes = 20
 	// lookAgain is how often who waits reads a record that replicas share, in case
 	// the word of its change got lost.
 	lookAgain = 5 * time.Second
-	// claimTTL is how long an OAuth code can be on its way to WeChat and back. A
-	// replica that was killed meanwhile keeps nobody from trying again.
-	claimTTL = 10 * time.Second
-	// sweepEvery is how often the tickets that have ended are forgotten.
-	sweepEvery = 2 * time.Second
 )
 
 var errTooManyTickets = errors.New("too many live tickets")
@@ -110,16 +101,6 @@ type record struct {
 	Names  key       `json:",omitzero"` // another record, where this one leads to it
 	held   string    // in Redis: the record as it is there
 }
-
-// An attempt is an OAuth code that a phone has brought.
-type attempt struct {
-	Code    key       // its digest
-	Outcome outcome   // outcomeNone while it is being exchanged
-	Since   time.Time // when that began
-}
-
-// lost tells whether nobody exchanges the code any more.
-func (a attempt) lost() bool { return a.Outcome == outcomeNone && time.Since(a.Since) > claimTTL }
 
 // waits tells whether somebody may still log in, or confirm, with the ticket.
 func (r *record) waits() bool { return r.Status == statusPending || r.Status == statusScanned }
@@ -267,66 +248,6 @@ func (s *store) decide(ctx context.Context, k key, yes bool) (bool, error) {
 		return next, r.Status == statusScanned
 	})
 	return decided, err
-}
-
-// An outcome is what came of an OAuth code.
-type outcome string
-
-const (
-	outcomeNone        outcome = "" // none yet: the code is being exchanged
-	outcomeLogin       outcome = "login"
-	outcomeUsed        outcome = "used"
-	outcomeExpired     outcome = "expired" // too old, or made up
-	outcomeSnapshot    outcome = "snapshot"
-	outcomeUnavailable outcome = "unavailable"
-)
-
-// outcome returns what came of an OAuth code, outcomeExpired for one that is
-// not known.
-func (r *record) outcome(code string) (came outcome, known bool) {
-	for _, a := range r.Codes {
-		if a.Code == digest(code) {
-			return a.Outcome, true
-		}
-	}
-	return outcomeExpired, false
-}
-
-// claim notes that an OAuth code is to be exchanged for a login. It is true for
-// the one call that is to do so, over all replicas, and to settle the code within
-// claimTTL. Otherwise the ticket knows the code, or takes none any more.
-func (s *store) claim(ctx context.Context, k key, code string) (record, bool, error) {
-	return s.change(ctx, k, func(r record) (record, bool) {
-		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), attempt.lost)
-		if _, known := r.outcome(code); known || r.Status != statusPending || r.Flow != flowAuth ||
-			len(r.Codes) >= maxCodes {
-			return r, false
-		}
-		r.Codes = append(r.Codes, attempt{Code: digest(code), Since: time.Now()})
-		return r, true
-	})
-}
-
-// settle notes what came of a code that was claimed; with outcomeLogin it logs
-// who in, unless somebody was first. A code that WeChat calls invalid is
-// forgotten: whoever makes codes up must not use up the ticket.
-func (s *store) settle(ctx context.Context, k key, code string, came outcome, who login) (record, error) {
-	r, _, err := s.change(ctx, k, func(r record) (record, bool) {
-		switch {
-		case r.Status == statusExpired:
-			return r, false
-		case came == outcomeLogin && r.Status == statusPending:
-			r = s.logIn(r, who)
-		case came == outcomeLogin:
-			came = outcomeUsed
-		}
-		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), func(a attempt) bool { return a.Code == digest(code) })
-		if came != outcomeExpired {
-			r.Codes = append(r.Codes, attempt{Code: digest(code), Outcome: came})
-		}
-		return r, true
-	})
-	return r, err
 }
 
 // wait returns as soon as news says so of the ticket's record, or nothing more can be
