@@ -23,10 +23,10 @@ import (
 func TestWhatHoldsInMemoryHoldsInRedis(t *testing.T) {
 	t.Setenv("WXSCAN_REDIS", "redis://127.0.0.1:"+startRedis(t).port)
 	for _, test := range []func(*testing.T){
-		TestTicketExpiresToTheNanosecond, TestResultStaysReadableThenGoes, TestAScanLeavesTimeToDecide,
-		TestTicketBelongsToItsFlow, TestTicketIsIssuedOnce, TestAllWaitersWakeAtOnce, TestWaitEnds, TestNoWakeUpIsLost,
-		TestFirstScanWinsARace, TestOneDecisionUnderAnyRace, TestACodeIsClaimedOnce, TestInvalidCodesDoNotUseUpATicket,
-		TestACodeOfATicketThatExpiresMeanwhileIsNoLogin, TestACodeWhoseReplicaDiedIsClaimedAgain,
+		TestATicketAndItsResultEndToTheNanosecond, TestAScanLeavesTimeToDecide, TestATicketIsIssuedOnceForItsFlow,
+		TestAllWaitersWakeAtOnce, TestWaitEnds, TestNoWakeUpIsLost, TestOneCallWinsAnyRace,
+		TestTheFirstCodeThatIsSettledLogsIn, TestInvalidCodesDoNotUseUpATicket,
+		TestACodeWhoseReplicaDiedIsClaimedAgain,
 		TestLogin, TestCallback, TestOnlyAFetchOfOurOwnBringsASession, TestMadeUpCodesDenyNobodyTheLogin,
 		TestAPhotographOfTheCodeTakesNoLogin, TestOneSignatureCarriesOneBody, TestAPushIsMatchedByItsScene,
 		TestPassiveReplyGoesToTheFirstWhoHasScanned,
