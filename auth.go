@@ -28,7 +28,8 @@ type attempt struct {
 // lost tells whether nobody exchanges the code any more.
 func (a attempt) lost() bool { return a.Outcome == outcomeNone && time.Since(a.Since) > claimTTL }
 
-// An outcome is what came of an OAuth code.
+// An outcome is what came of an OAuth code, or of the phone's decision. Where it is no
+// login, loginfailed.html has words for it.
 type outcome string
 
 const (
@@ -38,6 +39,9 @@ const (
 	outcomeExpired     outcome = "expired" // too old, or made up
 	outcomeSnapshot    outcome = "snapshot"
 	outcomeUnavailable outcome = "unavailable"
+	outcomeDenied      outcome = "denied"   // on WeChat's page
+	outcomeDeclined    outcome = "declined" // on ours
+	outcomeNumber      outcome = "number"   // of the three, a wrong one
 )
 
 // outcome returns what came of an OAuth code, outcomeExpired for one that is
@@ -107,23 +111,23 @@ func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 	ticket, err := s.tickets.look(r.Context(), k)
 	switch {
 	case err != nil:
-		return phoneFailed(w, r, "unavailable")
+		return phoneFailed(w, r, outcomeUnavailable)
 	case ticket.Flow != flowAuth: // or there is no such ticket
-		return phoneFailed(w, r, "expired")
+		return phoneFailed(w, r, outcomeExpired)
 	}
-	reason := "denied"
+	came := outcomeDenied
 	if code != "" && code != "authdeny" {
-		ticket, reason = s.redeem(r, k, code)
+		ticket, came = s.redeem(r, k, code)
 	}
 	switch {
-	case reason != "":
-		s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=%q}", reason)
-		return phoneFailed(w, r, reason)
+	case came != outcomeLogin:
+		s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=%q}", came)
+		return phoneFailed(w, r, came)
 	case ticket.Status == statusScanned:
 		http.Redirect(w, r, s.confirmURL(k, ticket), http.StatusSeeOther)
 		return nil
 	case ticket.Status == statusDeclined:
-		return phoneFailed(w, r, "declined")
+		return phoneFailed(w, r, outcomeDeclined)
 	}
 	return phoneSucceeded(w, r)
 }
@@ -133,21 +137,18 @@ func phoneSucceeded(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// phoneFailed shows the phone why there is no login, in the words that
-// loginfailed.html has for the reason.
-func phoneFailed(w http.ResponseWriter, r *http.Request, reason string) error {
-	http.Redirect(w, r, "/static/html/loginfailed.html?reason="+reason, http.StatusSeeOther)
+// phoneFailed shows the phone why there is no login.
+func phoneFailed(w http.ResponseWriter, r *http.Request, why outcome) error {
+	http.Redirect(w, r, "/static/html/loginfailed.html?reason="+string(why), http.StatusSeeOther)
 	return nil
 }
 
 // redeem logs in the person who comes with a code. A code is exchanged once: a
-// callback that is opened twice waits for the first and shares its outcome. Where
-// there is no login, reason says why, for the phone's page.
-func (s *server) redeem(r *http.Request, k key, code string) (ticket record, reason string) {
-	ctx := r.Context()
-	asker := client(r, s.config.trusted)
-	if s.codeLimit.left(shares(asker)...) <= 0 {
-		return record{}, string(outcomeUnavailable)
+// callback that is opened twice waits for the first and shares its outcome.
+func (s *server) redeem(r *http.Request, k key, code string) (record, outcome) {
+	ctx, asker := r.Context(), shares(client(r, s.config.trusted))
+	if s.codeLimit.left(asker...) <= 0 {
+		return record{}, outcomeUnavailable
 	}
 	ticket, first, err := s.tickets.claim(ctx, k, code)
 	switch _, tried := ticket.outcome(code); {
@@ -155,11 +156,11 @@ func (s *server) redeem(r *http.Request, k key, code string) (ticket record, rea
 	case first:
 		who, came := s.exchange(ctx, code)
 		if came == outcomeExpired {
-			s.codeLimit.pass(shares(asker)...)
+			s.codeLimit.pass(asker...)
 		}
 		ticket, err = s.tickets.settle(context.WithoutCancel(ctx), k, code, came, who)
 	case !tried:
-		return ticket, string(outcomeUsed)
+		return ticket, outcomeUsed
 	default:
 		s.tickets.wait(ctx, k, requestTimeout, func(now *record) bool {
 			came, _ := now.outcome(code)
@@ -167,13 +168,11 @@ func (s *server) redeem(r *http.Request, k key, code string) (ticket record, rea
 		})
 		ticket, err = s.tickets.look(ctx, k)
 	}
-	switch came, _ := ticket.outcome(code); {
-	case err != nil || came == outcomeNone:
-		return ticket, string(outcomeUnavailable)
-	case came != outcomeLogin:
-		return ticket, string(came)
+	came, _ := ticket.outcome(code)
+	if err != nil || came == outcomeNone {
+		came = outcomeUnavailable
 	}
-	return ticket, ""
+	return ticket, came
 }
 
 // exchange returns the person behind an OAuth code, or the outcome without one.

@@ -3,14 +3,13 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
-	"math/big"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 )
 
 // Wrong digits in ten minutes, of one sender and of all. Where ten people log in
@@ -22,13 +21,10 @@ func (c *config) offers(f flow) bool { return slices.Contains(c.flows, string(f)
 
 // number keeps r under a number of so many digits that is nobody else's now.
 func (s *store) number(ctx context.Context, kind string, digits int, r record) (string, error) {
-	most := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(digits)), nil)
 	for range 4 { // if all are taken, so are too many for a guess to be hopeless
-		n, err := rand.Int(rand.Reader, most)
-		if err != nil {
-			return "", err
-		}
-		number := fmt.Sprintf("%0*d", digits, n)
+		var random [8]byte
+		rand.Read(random[:])
+		number := fmt.Sprintf("%020d", binary.BigEndian.Uint64(random[:]))[20-digits:]
 		if _, isNew, err := s.keep(ctx, aside(kind, number), r); isNew || err != nil {
 			return number, err
 		}
@@ -53,15 +49,13 @@ func (s *server) beginCode(w http.ResponseWriter, r *http.Request) error {
 
 // takeMessage takes what somebody says to the account, and returns the answer.
 func (s *server) takeMessage(ctx context.Context, push *event) (text string, err error) {
-	said := strings.ToLower(strings.Map(func(c rune) rune {
-		switch {
-		case unicode.IsSpace(c):
-			return -1
-		case '０' <= c && c <= '９':
+	said := strings.ToLower(strings.Join(strings.Fields(push.Content), ""))
+	digits := strings.Map(func(c rune) rune {
+		if '０' <= c && c <= '９' {
 			return c - '０' + '0'
 		}
 		return c
-	}, push.Content))
+	}, said)
 	isText := push.MsgType == "text"
 	asks := isText && slices.Contains([]string{"验证码", "登录", "login"}, said) ||
 		push.MsgType == "event" && strings.EqualFold(push.Event, "CLICK") && push.EventKey == "USER_VERIFICATION"
@@ -70,8 +64,8 @@ func (s *server) takeMessage(ctx context.Context, push *event) (text string, err
 		return s.sendCode(ctx, push)
 	case !s.config.offers(flowCode):
 		return "", nil
-	case isText && len(said) == 6 && strings.Trim(said, "0123456789") == "":
-		return s.takeDigits(ctx, push, said)
+	case isText && len(digits) == 6 && strings.Trim(digits, "0123456789") == "":
+		return s.takeDigits(ctx, push, digits)
 	case push.MsgType == "event" && strings.EqualFold(push.Event, "subscribe"):
 		return fmt.Sprintf("感谢关注。登录 %[1]s：请把登录页上的六位数字发送到这里。\n"+
 			"To log in to %[1]s, send the six digits of the login page here.", s.config.site()), nil

@@ -85,8 +85,8 @@ func (s *server) confirmSecret(k key, ticket record, sessionSecret string) strin
 }
 
 // toConfirm returns the ticket that the s of a confirmURL decides about. If s is not
-// valid, or the ticket does not wait for a decision, reason says so to the phone.
-func (s *server) toConfirm(ctx context.Context, sent string) (k key, ticket record, reason string) {
+// valid, or the ticket does not wait for a decision, why is no login.
+func (s *server) toConfirm(ctx context.Context, sent string) (k key, ticket record, why outcome) {
 	id := sent[:min(len(sent), 2*len(k))]
 	k = parseKey(id)
 	ticket, err := s.tickets.look(ctx, k)
@@ -95,20 +95,20 @@ func (s *server) toConfirm(ctx context.Context, sent string) (k key, ticket reco
 	})
 	switch {
 	case err != nil:
-		return k, ticket, "unavailable"
+		return k, ticket, outcomeUnavailable
 	case ticket.Status != statusScanned, !isRight:
-		return k, ticket, "expired"
+		return k, ticket, outcomeExpired
 	}
-	return k, ticket, ""
+	return k, ticket, outcomeNone
 }
 
 // askPhone shows the phone what it is about to log in. It changes nothing, so
 // that a preview of the link does no harm.
 func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 	sent := r.URL.Query().Get("s")
-	k, ticket, reason := s.toConfirm(r.Context(), sent)
-	if reason != "" {
-		return phoneFailed(w, r, reason)
+	k, ticket, why := s.toConfirm(r.Context(), sent)
+	if why != outcomeNone {
+		return phoneFailed(w, r, why)
 	}
 	numbers := choices(k, sent)
 	return s.config.writePage(w, http.StatusOK, "static/html/confirm.html",
@@ -124,9 +124,9 @@ func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 func (s *server) hearPhone(w http.ResponseWriter, r *http.Request) error {
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	sent, answer := r.PostFormValue("s"), r.PostFormValue("answer")
-	k, _, reason := s.toConfirm(r.Context(), sent)
-	if reason != "" {
-		return phoneFailed(w, r, reason)
+	k, _, why := s.toConfirm(r.Context(), sent)
+	if why != outcomeNone {
+		return phoneFailed(w, r, why)
 	}
 	shown, malformed := strconv.ParseInt(r.PostFormValue("shown"), 10, 64)
 	isSoon := malformed != nil || time.Since(time.UnixMilli(shown)) < holdBack
@@ -137,13 +137,13 @@ func (s *server) hearPhone(w http.ResponseWriter, r *http.Request) error {
 	decided, err := s.tickets.decide(r.Context(), k, answer == number(k))
 	switch {
 	case err != nil:
-		return phoneFailed(w, r, "unavailable")
+		return phoneFailed(w, r, outcomeUnavailable)
 	case !decided:
-		return phoneFailed(w, r, "expired")
+		return phoneFailed(w, r, outcomeExpired)
 	case answer == "no":
-		return phoneFailed(w, r, "declined")
+		return phoneFailed(w, r, outcomeDeclined)
 	case answer != number(k):
-		return phoneFailed(w, r, "number")
+		return phoneFailed(w, r, outcomeNumber)
 	}
 	return phoneSucceeded(w, r)
 }

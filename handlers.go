@@ -64,6 +64,7 @@ func newServer(c config, log *slog.Logger) *server {
 		wechat: newWeChat(&c, log),
 		signer: &signer{secrets: c.sessionSecrets, issuer: c.publicURL, audience: c.appID, ttl: c.sessionTTL,
 			allowedOrigins: c.allowedOrigins},
+		parked:  parking{tickets: make(map[key]int), clients: make(map[string]int)},
 		metrics: metrics{counts: make(map[string]int)},
 
 		guesses:      newGuessGuard(maxWrong, maxAllWrong, time.Minute),

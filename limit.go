@@ -200,9 +200,6 @@ func (p *parking) enter(ticket key, client string, perClient int) bool {
 	if p.total == maxParked || p.tickets[ticket] == maxParkedPerTicket || p.clients[client] == perClient {
 		return false
 	}
-	if p.tickets == nil {
-		p.tickets, p.clients = make(map[key]int), make(map[string]int)
-	}
 	p.total++
 	p.tickets[ticket]++
 	p.clients[client]++
