@@ -63,10 +63,7 @@ func (s *store) redeem(ctx context.Context, code string) (openID string, err err
 		return "", err
 	}
 	r, won, err := s.change(ctx, named.Names, func(r record) (record, bool) {
-		if r.QR != code || r.Status != statusPending {
-			return r, false
-		}
-		return r.become(statusDone, r.left()), true
+		return r.become(statusDone, r.left()), r.QR == code && r.Status == statusPending
 	})
 	if !won {
 		return "", err

@@ -61,12 +61,10 @@ func (r *record) outcome(code string) (came outcome, known bool) {
 func (s *store) claim(ctx context.Context, k key, code string) (record, bool, error) {
 	return s.change(ctx, k, func(r record) (record, bool) {
 		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), attempt.lost)
-		if _, known := r.outcome(code); known || r.Status != statusPending || r.Flow != flowAuth ||
-			len(r.Codes) >= maxCodes {
-			return r, false
-		}
+		_, known := r.outcome(code)
+		ok := !known && r.Status == statusPending && r.Flow == flowAuth && len(r.Codes) < maxCodes
 		r.Codes = append(r.Codes, attempt{Code: digest(code), Since: time.Now()})
-		return r, true
+		return r, ok
 	})
 }
 

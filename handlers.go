@@ -237,8 +237,8 @@ func (s *server) pictureURL(ticket string) string {
 }
 
 // begin gives a browser its ticket. Of what the code says, qr is to be kept.
-func (s *server) begin(w http.ResponseWriter, r *http.Request, flow flow, qr string, answer qrAnswer) error {
-	if err := s.tickets.begin(r.Context(), answer.Ticket, flow, qr, s.asker(r)); err != nil {
+func (s *server) begin(w http.ResponseWriter, r *http.Request, f flow, qr string, answer qrAnswer) error {
+	if err := s.tickets.begin(r.Context(), answer.Ticket, f, qr, s.asker(r)); err != nil {
 		return err
 	}
 	answer.ExpiresIn = int(s.config.ttl.Seconds())

@@ -68,12 +68,12 @@ func decodeXML(data []byte, v any) error {
 
 // verifyURL answers WeChat's check of the interface URL (验证消息的确来自微信服务器).
 func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
-	query := r.URL.Query()
+	query, asker := r.URL.Query(), client(r, s.config.trusted)
 	isRight := verify(query.Get("signature"), s.config.token, query.Get("timestamp"), query.Get("nonce"))
-	if err := s.guesses.judge(client(r, s.config.trusted), isRight); err != nil {
+	if err := s.guesses.judge(asker, isRight); err != nil {
 		return err
 	}
-	if r.Header.Get("X-Forwarded-For") == "" && client(r, s.config.trusted).IsLoopback() {
+	if r.Header.Get("X-Forwarded-For") == "" && asker.IsLoopback() {
 		w.Header().Set(forwardedHeader, "missing")
 	}
 	return write(w, http.StatusOK, plainText, []byte(query.Get("echostr")))

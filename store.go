@@ -144,17 +144,17 @@ type records interface {
 }
 
 // newStore returns a store whose tickets each wait for ttl.
-func newStore(ttl time.Duration, records records) *store {
-	return &store{ttl: ttl, records: records, lookAgain: time.Hour, event: func(key, record) {},
+func newStore(ttl time.Duration, kept records) *store {
+	return &store{ttl: ttl, records: kept, lookAgain: time.Hour, event: func(key, record) {},
 		waiting: waiters{byKey: make(map[key]*waiter)}}
 }
 
 // begin makes ticket the ticket of a wait that starts now. It returns
 // errTooManyTickets at the cap, and an error rather than give one ticket to two
 // browsers.
-func (s *store) begin(ctx context.Context, ticket string, flow flow, qr string, asker asker) error {
+func (s *store) begin(ctx context.Context, ticket string, f flow, qr string, by asker) error {
 	now := time.Now()
-	_, isNew, err := s.keep(ctx, digest(ticket), record{Flow: flow, QR: qr, Asker: asker, Status: statusPending,
+	_, isNew, err := s.keep(ctx, digest(ticket), record{Flow: f, QR: qr, Asker: by, Status: statusPending,
 		Since: now, Ends: now.Add(s.ttl)})
 	if err == nil && !isNew {
 		err = errors.New("this ticket was issued before")
@@ -228,12 +228,9 @@ func (s *store) logIn(r record, who login) record {
 // complete logs somebody in. It is true for the one call that did: the first
 // while the ticket waits, through the ticket's own flow. Any other changes
 // nothing.
-func (s *store) complete(ctx context.Context, k key, flow flow, who login) (record, bool, error) {
+func (s *store) complete(ctx context.Context, k key, f flow, who login) (record, bool, error) {
 	return s.change(ctx, k, func(r record) (record, bool) {
-		if r.Status != statusPending || r.Flow != flow {
-			return r, false
-		}
-		return s.logIn(r, who), true
+		return s.logIn(r, who), r.Status == statusPending && r.Flow == f
 	})
 }
 

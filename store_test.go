@@ -127,7 +127,7 @@ func TestSweepForgetsWhatHasEndedAndTheCapCountsWhatIsKept(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		memory := &localRecords{max: 11}
-		s := newStore(720*time.Hour, memory) // however long tickets live, results do not stay
+		s := newStore(24*time.Hour, memory) // however long tickets live, results do not stay
 		events := make(map[status]int)
 		var mu sync.Mutex
 		s.event = func(_ key, r record) {
@@ -146,7 +146,7 @@ func TestSweepForgetsWhatHasEndedAndTheCapCountsWhatIsKept(t *testing.T) {
 			after  time.Duration
 			held   int64
 			isFull bool
-		}{{resultTTL - 1, 11, true}, {sweepEvery, 6, false}, {720 * time.Hour, 0, false}} {
+		}{{resultTTL - 1, 11, true}, {sweepEvery, 6, false}, {24 * time.Hour, 0, false}} {
 			time.Sleep(step.after)
 			synctest.Wait()
 			held := int64(0)
