@@ -16,7 +16,7 @@ import (
 )
 
 // An asker is the browser that asked for a ticket. The phone shows it before it
-// confirms, so that who was handed a stranger's code sees that it is not their own.
+// confirms, so that whoever was handed a stranger's code sees that it is not their own.
 type asker struct {
 	Browser string // and system, such as "Firefox, Windows"
 	Address string

@@ -71,7 +71,7 @@ func (l *limiter) remaining(shares []share) int {
 // shares returns what a client counts by, the narrowest first. For an IPv6
 // address that is its /64, which is one customer's, and at ten times the rate
 // its /48, which a customer or a provider has whole. Loopback has ten times the
-// rate too: it is all who come through a proxy that does not say who they are.
+// rate too: it stands for all who come through a proxy that does not name them.
 func shares(who netip.Addr) []share {
 	switch {
 	case who.IsLoopback():
@@ -116,9 +116,9 @@ const (
 	maxAllWrong = 600 // and from all
 )
 
-// A guessGuard makes guessing a secret slow: the Token, or somebody's digits. A
-// guesser over the limit is told nothing, be the next guess right or wrong: else
-// the one that works would be the answer. Right ones never count.
+// A guessGuard makes guessing a secret slow: the Token, or somebody's digits. Over the
+// limit, a right guess is answered as a wrong one is: else a guesser would see which
+// works. Right ones never count.
 type guessGuard struct {
 	wrong limiter // by guesser
 	all   limiter
@@ -129,8 +129,8 @@ func newGuessGuard(each, all int, window time.Duration) *guessGuard {
 	return &guessGuard{limiter{rate: each, window: window}, limiter{rate: all, window: window}}
 }
 
-// isOver tells whether a guesser is over the limit: its own, or everybody's once
-// it was wrong.
+// isOver tells whether a guesser is over the limit: its own or, if it has been wrong
+// at all, everybody's.
 func (g *guessGuard) isOver(who ...share) bool {
 	left := g.wrong.left(who...)
 	return left <= 0 || left < g.wrong.rate && g.all.left(one("")) <= 0
@@ -142,9 +142,9 @@ func (g *guessGuard) count(who ...share) {
 	g.all.pass(one(""))
 }
 
-// shutsOut tells whether a client's signature is not even to be looked at. Many
-// can be behind a proxy that does not say whom it forwards for, WeChat among them:
-// there only the length of the Token stops who guesses.
+// shutsOut tells whether a client's signature is not even to be looked at. Many can be
+// behind a proxy that does not name them, WeChat among them: there only the length of
+// the Token stops a guesser.
 func (g *guessGuard) shutsOut(who netip.Addr) bool {
 	return !who.IsLoopback() && !who.IsPrivate() && g.isOver(shares(who)...)
 }

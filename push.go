@@ -107,8 +107,8 @@ func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
 	return write(w, http.StatusOK, "text/xml; charset=utf-8", reply)
 }
 
-// takeScan takes the scan of a parametric QR code. Only who has just logged in,
-// or has yet to confirm it, is told anything.
+// takeScan takes the scan of a parametric QR code. Only whoever has just logged in,
+// or has yet to confirm it, gets a reply.
 func (s *server) takeScan(ctx context.Context, push *event) (text string, err error) {
 	k, who := parseKey(strings.TrimPrefix(push.EventKey, "qrscene_")), login{OpenID: push.FromUserName}
 	if k == codeScene && s.config.apiToken != "" {
@@ -211,7 +211,7 @@ type cdata struct {
 // beijing is the time of WeChat's users, whatever the server's.
 var beijing = time.FixedZone("UTC+8", 8*60*60)
 
-// loginText tells who has logged in, or is to confirm it, where the ticket with
+// loginText tells whoever has logged in, or is to confirm it, where the ticket with
 // key k stands.
 func (s *server) loginText(k key, ticket record) string {
 	confirm := ""

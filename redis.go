@@ -253,8 +253,8 @@ func (r *redis) watch(ctx context.Context, changed func(name string), resubscrib
 	}
 }
 
-// subscribe is one subscription, until it breaks. It can without either end being
-// told: one that does not even hear of our own checks is replaced.
+// subscribe is one subscription, until it breaks. It can break without either end
+// noticing, so one that does not even hear our own checks is replaced.
 func (r *redis) subscribe(ctx context.Context, changed func(name string), resubscribed func()) error {
 	starting, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()

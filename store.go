@@ -16,8 +16,8 @@ const (
 	// decisionTTL is how long the phone has to confirm a login, at least: a scan
 	// just before the end of a ticket leaves time to look.
 	decisionTTL = 90 * time.Second
-	// lookAgain is how often who waits reads a record that replicas share, in case
-	// the word of its change got lost.
+	// lookAgain is how often a wait reads a record that replicas share, in case the
+	// news of a change got lost.
 	lookAgain = 5 * time.Second
 )
 
@@ -124,7 +124,7 @@ type store struct {
 	ttl       time.Duration
 	confirm   bool // a scan must be confirmed
 	records   records
-	lookAgain time.Duration         // how often who waits looks, in case nobody wakes them
+	lookAgain time.Duration         // how often a wait looks again, in case nobody wakes it
 	waiting   waiters               // who waits for a change
 	event     func(k key, r record) // is told of each new status of a ticket
 }
@@ -170,7 +170,7 @@ func (s *store) look(ctx context.Context, k key) (record, error) {
 }
 
 // change swaps the record of a ticket, as look returns it, for what next makes of
-// it, and wakes who waits. It returns the record that holds now, and whether that is
+// it, and wakes whoever waits. It returns the record that holds now, and whether that is
 // next's: next returns false to leave the record as it is. When others change the
 // record meanwhile, next sees theirs.
 func (s *store) change(ctx context.Context, k key, next func(record) (record, bool)) (record, bool, error) {
