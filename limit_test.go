@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,6 +55,7 @@ func TestTheClientIsWhomTheTrustedProxiesName(t *testing.T) {
 		{"127.0.0.1:1", "1.1.1.1,198.51.100.1,10.1.2.3", "198.51.100.1"}, // through two proxies
 		{"127.0.0.1:1", "1.1.1.1, ,198.51.100.1, ,", "198.51.100.1"},
 		{"127.0.0.1:1", ",", "127.0.0.1"},
+		{"127.0.0.1:1", "198.51.100.1|198.51.100.2", "198.51.100.2"}, // two headers are one list
 		{"127.0.0.1:1", "1.1.1.1,nonsense", "invalid IP"},
 		{"127.0.0.1:1", "198.51.100.1:555", "198.51.100.1"},
 		{"[::1]:1", "[2001:db8::1]:555", "2001:db8::1"},
@@ -64,11 +66,7 @@ func TestTheClientIsWhomTheTrustedProxiesName(t *testing.T) {
 	} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.RemoteAddr = test.peer
-		r.Header.Add("X-Forwarded-For", "192.0.2.9") // lines of one header are one list
-		r.Header.Add("X-Forwarded-For", test.forwarded)
-		if test.forwarded == "" || test.forwarded == "," {
-			r.Header.Set("X-Forwarded-For", test.forwarded)
-		}
+		r.Header["X-Forwarded-For"] = strings.Split(test.forwarded, "|")
 		equal(t, fmt.Sprintf("%s for %q", test.peer, test.forwarded), client(r, trusted).String(), test.want)
 	}
 }
