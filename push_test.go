@@ -275,6 +275,7 @@ func TestHostilePushes(t *testing.T) {
 		"bad UTF-8":    "<xml><Event>\xff\xfe</Event></xml>",
 		"GBK":          `<?xml version="1.0" encoding="GBK"?><xml></xml>`,
 		"attributes":   "<xml " + strings.Repeat(`a="b" `, 9000) + ">",
+		"two roots":    "<xml></xml><xml></xml>",
 		"long lines":   "<xml><" + strings.Repeat("界\n", 10_000),
 		"a long name":  "<xml><a></" + strings.Repeat("b", 60_000) + ">",
 	} {
