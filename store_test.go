@@ -202,6 +202,7 @@ func TestAllWaitersWakeAtOnce(t *testing.T) {
 				}
 			}()
 		}
+		go s.wait(t.Context(), k, time.Second, isNews) // who leaves takes nobody along
 		time.Sleep(3 * time.Second)
 		s.scans(t, k, "alice")
 		if synctest.Wait(); woken.Load() != 100 || len(s.waiting.byKey) != 0 {
@@ -231,6 +232,17 @@ func TestWaitEnds(t *testing.T) {
 			equal(t, name+" there wait", len(s.waiting.byKey), 0)
 		})
 	}
+}
+
+func TestAWaitLooksAgainWhereNobodyWakesIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := emptyStore(t, time.Minute, 10)
+		s.lookAgain = lookAgain
+		k, start, other := s.start(t, flowScan), time.Now(), newStore(time.Minute, s.records)
+		time.AfterFunc(time.Second, func() { other.scans(t, k, "alice") })
+		s.wait(t.Context(), k, 25*time.Second, isNews)
+		equal(t, "news of another replica after", time.Since(start), lookAgain)
+	})
 }
 
 func TestNoWakeUpIsLost(t *testing.T) {
@@ -339,6 +351,17 @@ func TestACodeWhoseReplicaDiedIsClaimedAgain(t *testing.T) {
 		if came, _ := r.outcome("code"); came != outcomeExpired || err != nil || s.stands(t, k).Status != statusExpired {
 			t.Errorf("a code of a ticket that expires meanwhile: %q, %v", came, err)
 		}
+	})
+}
+
+func TestACallbackWaitsForTheFirstWithItsCodeForNineSeconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, start := newWorld(t), time.Now()
+		k := digest(w.begin(t, "getauthqr").Ticket)
+		equal(t, "claimed", w.tickets.claims(t, k, "code"), true)
+		out := w.do("GET", "/wechat/accessusercode?code=code&state="+k.String(), "")
+		equal(t, "leads", out.Header().Get("Location"), notConfirmed+"unavailable")
+		equal(t, "after", time.Since(start), requestTimeout)
 	})
 }
 
