@@ -42,13 +42,13 @@ func (s *server) sendCode(ctx context.Context, push *event) (text string, err er
 		if err != nil {
 			return "", err
 		}
-		held = record{Flow: flowAPI, QR: code, Status: statusPending, Names: message,
+		next := record{Flow: flowAPI, QR: code, Status: statusPending, Names: message,
 			Login: login{OpenID: push.FromUserName}, Since: now, Ends: now.Add(codeLife)}
-		held, _, err = s.tickets.keep(ctx, sender, held, func(r record) bool { return r.Names == message })
+		held, _, err = s.tickets.change(ctx, sender, func(r record) (record, bool) { return next, r.Names != message })
 		if err != nil {
 			return "", err
 		}
-		if _, _, err = s.tickets.keep(ctx, message, record{Ends: now.Add(s.pushes.life())}, always); err != nil {
+		if _, _, err = s.tickets.keep(ctx, message, record{Ends: now.Add(s.config.pushLife())}); err != nil {
 			return "", err
 		}
 	}
@@ -63,10 +63,7 @@ func (s *store) redeem(ctx context.Context, code string) (openID string, err err
 		return "", err
 	}
 	r, won, err := s.change(ctx, named.Names, func(r record) (record, bool) {
-		if r.QR != code || r.Status != statusPending {
-			return r, false
-		}
-		return r.become(statusDone, r.left()), true
+		return r.become(statusDone, r.left()), r.QR == code && r.Status == statusPending
 	})
 	if !won {
 		return "", err
@@ -88,7 +85,7 @@ func (s *server) tellUser(w http.ResponseWriter, r *http.Request) error {
 		answer.Message = "无权进行此操作，未登录或 token 无效"
 	case code == "":
 		answer.Message = "无效的参数"
-	case s.misses.full(one("")):
+	case s.misses.left(one("")) <= 0:
 		answer.Message = "验证码错误次数过多，请一分钟后再试"
 	default:
 		var err error
@@ -108,7 +105,7 @@ func (s *server) drawCodeQR(w http.ResponseWriter, r *http.Request) error {
 	if err == nil && qr.Status == statusExpired {
 		qr = record{Ends: time.Now().Add(codeQRLife / 2)}
 		if _, qr.QR, err = s.wechat.createQR(r.Context(), codeScene.String(), codeQRLife); err == nil {
-			qr, _, err = s.tickets.keep(r.Context(), codeScene, qr, always)
+			qr, _, err = s.tickets.keep(r.Context(), codeScene, qr)
 		}
 	}
 	if err != nil {

@@ -5,7 +5,90 @@ import (
 	"crypto/rand"
 	"errors"
 	"net/http"
+	"slices"
+	"time"
 )
+
+const (
+	// maxCodes is how many OAuth codes a ticket remembers. Each costs a call of
+	// WeChat's, and whoever photographs a QR code can bring more.
+	maxCodes = 20
+	// claimTTL is how long an OAuth code can be on its way to WeChat and back. A
+	// replica that was killed meanwhile keeps nobody from trying again.
+	claimTTL = 10 * time.Second
+)
+
+// An attempt is an OAuth code that a phone has brought.
+type attempt struct {
+	Code    key       // its digest
+	Outcome outcome   // outcomeNone while it is being exchanged
+	Since   time.Time // when that began
+}
+
+// lost tells whether nobody exchanges the code any more.
+func (a attempt) lost() bool { return a.Outcome == outcomeNone && time.Since(a.Since) > claimTTL }
+
+// An outcome is what came of an OAuth code, or of the phone's decision. Where it is no
+// login, loginfailed.html has words for it.
+type outcome string
+
+const (
+	outcomeNone        outcome = "" // none yet: the code is being exchanged
+	outcomeLogin       outcome = "login"
+	outcomeUsed        outcome = "used"
+	outcomeExpired     outcome = "expired" // too old, or made up
+	outcomeSnapshot    outcome = "snapshot"
+	outcomeUnavailable outcome = "unavailable"
+	outcomeDenied      outcome = "denied"   // on WeChat's page
+	outcomeDeclined    outcome = "declined" // on ours
+	outcomeNumber      outcome = "number"   // of the three, a wrong one
+)
+
+// outcome returns what came of an OAuth code, outcomeExpired for one that is
+// not known.
+func (r *record) outcome(code string) (came outcome, known bool) {
+	for _, a := range r.Codes {
+		if a.Code == digest(code) {
+			return a.Outcome, true
+		}
+	}
+	return outcomeExpired, false
+}
+
+// claim notes that an OAuth code is to be exchanged for a login. It is true for
+// the one call that is to do so, over all replicas, and to settle the code within
+// claimTTL. Otherwise the ticket knows the code, or takes none any more.
+func (s *store) claim(ctx context.Context, k key, code string) (record, bool, error) {
+	return s.change(ctx, k, func(r record) (record, bool) {
+		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), attempt.lost)
+		_, known := r.outcome(code)
+		ok := !known && r.Status == statusPending && r.Flow == flowAuth && len(r.Codes) < maxCodes
+		r.Codes = append(r.Codes, attempt{Code: digest(code), Since: time.Now()})
+		return r, ok
+	})
+}
+
+// settle notes what came of a code that was claimed; with outcomeLogin it logs
+// who in, unless somebody was first. A code that WeChat calls invalid is
+// forgotten: whoever makes codes up must not use up the ticket.
+func (s *store) settle(ctx context.Context, k key, code string, came outcome, who login) (record, error) {
+	r, _, err := s.change(ctx, k, func(r record) (record, bool) {
+		switch {
+		case r.Status == statusExpired:
+			return r, false
+		case came == outcomeLogin && r.Status == statusPending:
+			r = s.logIn(r, who)
+		case came == outcomeLogin:
+			came = outcomeUsed
+		}
+		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), func(a attempt) bool { return a.Code == digest(code) })
+		if came != outcomeExpired {
+			r.Codes = append(r.Codes, attempt{Code: digest(code), Outcome: came})
+		}
+		return r, true
+	})
+	return r, err
+}
 
 // loginURL returns what flow B's QR code says: it follows from the ticket's key.
 func (c *wechat) loginURL(publicURL string, k key) string {
@@ -16,7 +99,7 @@ func (c *wechat) loginURL(publicURL string, k key) string {
 func (s *server) beginAuth(w http.ResponseWriter, r *http.Request) error {
 	ticket := rand.Text()
 	qr := s.wechat.loginURL(s.config.publicURL, digest(ticket))
-	return s.begin(w, r, flowAuth, "", qrAnswer{Ticket: ticket, URL: qr})
+	return s.begin(w, r, flowAuth, "", qrAnswer{Ticket: ticket, QRURL: s.pictureURL(ticket), URL: qr})
 }
 
 // callback is where the phone comes back to from the authorize page of flow B.
@@ -26,23 +109,23 @@ func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 	ticket, err := s.tickets.look(r.Context(), k)
 	switch {
 	case err != nil:
-		return phoneFailed(w, r, "unavailable")
+		return phoneFailed(w, r, outcomeUnavailable)
 	case ticket.Flow != flowAuth: // or there is no such ticket
-		return phoneFailed(w, r, "expired")
+		return phoneFailed(w, r, outcomeExpired)
 	}
-	reason := "denied"
+	came := outcomeDenied
 	if code != "" && code != "authdeny" {
-		ticket, reason = s.redeem(r, k, code)
+		ticket, came = s.redeem(r, k, code)
 	}
 	switch {
-	case reason != "":
-		s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=%q}", reason)
-		return phoneFailed(w, r, reason)
+	case came != outcomeLogin:
+		s.metrics.count("wxscan_logins_total{flow=\"auth\",outcome=%q}", came)
+		return phoneFailed(w, r, came)
 	case ticket.Status == statusScanned:
 		http.Redirect(w, r, s.confirmURL(k, ticket), http.StatusSeeOther)
 		return nil
 	case ticket.Status == statusDeclined:
-		return phoneFailed(w, r, "declined")
+		return phoneFailed(w, r, outcomeDeclined)
 	}
 	return phoneSucceeded(w, r)
 }
@@ -52,21 +135,18 @@ func phoneSucceeded(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// phoneFailed shows the phone why there is no login, in the words that
-// loginfailed.html has for the reason.
-func phoneFailed(w http.ResponseWriter, r *http.Request, reason string) error {
-	http.Redirect(w, r, "/static/html/loginfailed.html?reason="+reason, http.StatusSeeOther)
+// phoneFailed shows the phone why there is no login.
+func phoneFailed(w http.ResponseWriter, r *http.Request, why outcome) error {
+	http.Redirect(w, r, "/static/html/loginfailed.html?reason="+string(why), http.StatusSeeOther)
 	return nil
 }
 
 // redeem logs in the person who comes with a code. A code is exchanged once: a
-// callback that is opened twice waits for the first and shares its outcome. Where
-// there is no login, reason says why, for the phone's page.
-func (s *server) redeem(r *http.Request, k key, code string) (ticket record, reason string) {
-	ctx := r.Context()
-	asker := client(r, s.config.trusted)
-	if s.codeLimit.full(shares(asker)...) {
-		return record{}, string(outcomeUnavailable)
+// callback that is opened twice waits for the first and shares its outcome.
+func (s *server) redeem(r *http.Request, k key, code string) (record, outcome) {
+	ctx, asker := r.Context(), shares(client(r, s.config.trusted))
+	if s.codeLimit.left(asker...) <= 0 {
+		return record{}, outcomeUnavailable
 	}
 	ticket, first, err := s.tickets.claim(ctx, k, code)
 	switch _, tried := ticket.outcome(code); {
@@ -74,11 +154,11 @@ func (s *server) redeem(r *http.Request, k key, code string) (ticket record, rea
 	case first:
 		who, came := s.exchange(ctx, code)
 		if came == outcomeExpired {
-			s.codeLimit.pass(shares(asker)...)
+			s.codeLimit.pass(asker...)
 		}
 		ticket, err = s.tickets.settle(context.WithoutCancel(ctx), k, code, came, who)
 	case !tried:
-		return ticket, string(outcomeUsed)
+		return ticket, outcomeUsed
 	default:
 		s.tickets.wait(ctx, k, requestTimeout, func(now *record) bool {
 			came, _ := now.outcome(code)
@@ -86,13 +166,11 @@ func (s *server) redeem(r *http.Request, k key, code string) (ticket record, rea
 		})
 		ticket, err = s.tickets.look(ctx, k)
 	}
-	switch came, _ := ticket.outcome(code); {
-	case err != nil || came == outcomeNone:
-		return ticket, string(outcomeUnavailable)
-	case came != outcomeLogin:
-		return ticket, string(came)
+	came, _ := ticket.outcome(code)
+	if err != nil || came == outcomeNone {
+		came = outcomeUnavailable
 	}
-	return ticket, ""
+	return ticket, came
 }
 
 // exchange returns the person behind an OAuth code, or the outcome without one.

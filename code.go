@@ -3,14 +3,13 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
-	"math/big"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 )
 
 // Wrong digits in ten minutes, of one sender and of all. Where ten people log in
@@ -22,76 +21,41 @@ func (c *config) offers(f flow) bool { return slices.Contains(c.flows, string(f)
 
 // number keeps r under a number of so many digits that is nobody else's now.
 func (s *store) number(ctx context.Context, kind string, digits int, r record) (string, error) {
-	most := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(digits)), nil)
 	for range 4 { // if all are taken, so are too many for a guess to be hopeless
-		n, err := rand.Int(rand.Reader, most)
-		if err != nil {
-			return "", err
-		}
-		number := fmt.Sprintf("%0*d", digits, n)
-		if added, err := s.records.add(ctx, aside(kind, number), &r); added || err != nil {
+		var random [8]byte
+		rand.Read(random[:])
+		number := fmt.Sprintf("%020d", binary.BigEndian.Uint64(random[:]))[20-digits:]
+		if _, isNew, err := s.keep(ctx, aside(kind, number), r); isNew || err != nil {
 			return number, err
 		}
 	}
 	return "", errTooManyTickets
 }
 
-// keep puts r under k, unless a live record is there that stays. It returns the
-// record that is there now.
-func (s *store) keep(ctx context.Context, k key, r record, stays func(record) bool) (record, bool, error) {
-	for {
-		old, err := s.records.get(ctx, k)
-		kept := false
-		switch {
-		case err != nil:
-		case old == nil:
-			kept, err = s.records.add(ctx, k, &r)
-		case old.left() > 0 && stays(*old):
-			return *old, false, nil
-		default:
-			kept, err = s.records.swap(ctx, k, old, &r)
-		}
-		if kept || err != nil {
-			return r, kept, err
-		}
-	}
-}
-
-func always(record) bool { return true }
-
 // beginCode begins flow C. It asks nothing of WeChat.
 func (s *server) beginCode(w http.ResponseWriter, r *http.Request) error {
-	answer := struct {
-		Ticket    string `json:"ticket"`
-		Code      string `json:"code"`
-		QRURL     string `json:"qrUrl,omitzero"` // of the account
-		ExpiresIn int    `json:"expiresIn"`      // seconds
-	}{Ticket: rand.Text(), ExpiresIn: int(s.config.ttl.Seconds())}
-	named := record{Names: digest(answer.Ticket), Ends: time.Now().Add(s.config.ttl)}
-	var err error
-	if answer.Code, err = s.tickets.number(r.Context(), "digits", 6, named); err != nil {
+	ticket := rand.Text()
+	named := record{Names: digest(ticket), Ends: time.Now().Add(s.config.ttl)}
+	code, err := s.tickets.number(r.Context(), "digits", 6, named)
+	if err != nil {
 		return err
 	}
-	if err = s.tickets.begin(r.Context(), answer.Ticket, flowCode, answer.Code, s.asker(r)); err != nil {
-		return err
-	}
+	answer := qrAnswer{Ticket: ticket, Code: code}
 	if s.config.account != "" {
 		answer.QRURL = s.config.openBase + "/qr/code?username=" + url.QueryEscape(s.config.account)
 	}
-	return writeJSON(w, http.StatusOK, answer)
+	return s.begin(w, r, flowCode, code, answer)
 }
 
 // takeMessage takes what somebody says to the account, and returns the answer.
 func (s *server) takeMessage(ctx context.Context, push *event) (text string, err error) {
-	said := strings.ToLower(strings.Map(func(c rune) rune {
-		switch {
-		case unicode.IsSpace(c):
-			return -1
-		case '０' <= c && c <= '９':
+	said := strings.ToLower(strings.Join(strings.Fields(push.Content), ""))
+	digits := strings.Map(func(c rune) rune {
+		if '０' <= c && c <= '９' {
 			return c - '０' + '0'
 		}
 		return c
-	}, push.Content))
+	}, said)
 	isText := push.MsgType == "text"
 	asks := isText && slices.Contains([]string{"验证码", "登录", "login"}, said) ||
 		push.MsgType == "event" && strings.EqualFold(push.Event, "CLICK") && push.EventKey == "USER_VERIFICATION"
@@ -100,9 +64,9 @@ func (s *server) takeMessage(ctx context.Context, push *event) (text string, err
 		return s.sendCode(ctx, push)
 	case !s.config.offers(flowCode):
 		return "", nil
-	case isText && len(said) == 6 && strings.Trim(said, "0123456789") == "":
-		return s.takeDigits(ctx, push, said)
-	case push.follow():
+	case isText && len(digits) == 6 && strings.Trim(digits, "0123456789") == "":
+		return s.takeDigits(ctx, push, digits)
+	case push.MsgType == "event" && strings.EqualFold(push.Event, "subscribe"):
 		return fmt.Sprintf("感谢关注。登录 %[1]s：请把登录页上的六位数字发送到这里。\n"+
 			"To log in to %[1]s, send the six digits of the login page here.", s.config.site()), nil
 	}
@@ -120,8 +84,8 @@ func (s *server) takeDigits(ctx context.Context, push *event, digits string) (te
 	if err != nil {
 		return "", err
 	}
-	message := record{Names: named.Names, Ends: time.Now().Add(s.pushes.life())}
-	message, isNew, err := s.tickets.keep(ctx, push.id(), message, always)
+	message := record{Names: named.Names, Ends: time.Now().Add(s.config.pushLife())}
+	message, isNew, err := s.tickets.keep(ctx, push.id(), message)
 	if err != nil {
 		return "", err
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 // An asker is the browser that asked for a ticket. The phone shows it before it
-// confirms, so that who was handed a stranger's code sees that it is not their own.
+// confirms, so that whoever was handed a stranger's code sees that it is not their own.
 type asker struct {
 	Browser string // and system, such as "Firefox, Windows"
 	Address string
@@ -84,31 +84,31 @@ func (s *server) confirmSecret(k key, ticket record, sessionSecret string) strin
 	return hex.EncodeToString(mac(sessionSecret, "confirm "+k.String()+" "+ticket.Login.OpenID)[:16])
 }
 
-// toConfirm returns the ticket that the s of a confirmURL decides about. ok is false
-// if s is not valid, or the ticket does not wait for a decision.
-func (s *server) toConfirm(ctx context.Context, sent string) (k key, ticket record, ok bool, err error) {
+// toConfirm returns the ticket that the s of a confirmURL decides about. If s is not
+// valid, or the ticket does not wait for a decision, why is no login.
+func (s *server) toConfirm(ctx context.Context, sent string) (k key, ticket record, why outcome) {
 	id := sent[:min(len(sent), 2*len(k))]
 	k = parseKey(id)
-	ticket, err = s.tickets.look(ctx, k)
-	if err != nil || ticket.Status != statusScanned {
-		return k, ticket, false, err
-	}
-	ok = slices.ContainsFunc(s.config.sessionSecrets, func(sessionSecret string) bool {
+	ticket, err := s.tickets.look(ctx, k)
+	isRight := slices.ContainsFunc(s.config.sessionSecrets, func(sessionSecret string) bool {
 		return hmac.Equal([]byte(sent[len(id):]), []byte(s.confirmSecret(k, ticket, sessionSecret)))
 	})
-	return k, ticket, ok, nil
+	switch {
+	case err != nil:
+		return k, ticket, outcomeUnavailable
+	case ticket.Status != statusScanned, !isRight:
+		return k, ticket, outcomeExpired
+	}
+	return k, ticket, outcomeNone
 }
 
 // askPhone shows the phone what it is about to log in. It changes nothing, so
 // that a preview of the link does no harm.
 func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 	sent := r.URL.Query().Get("s")
-	k, ticket, ok, err := s.toConfirm(r.Context(), sent)
-	switch {
-	case err != nil:
-		return phoneFailed(w, r, "unavailable")
-	case !ok:
-		return phoneFailed(w, r, "expired")
+	k, ticket, why := s.toConfirm(r.Context(), sent)
+	if why != outcomeNone {
+		return phoneFailed(w, r, why)
 	}
 	numbers := choices(k, sent)
 	return s.config.writePage(w, http.StatusOK, "static/html/confirm.html",
@@ -124,25 +124,26 @@ func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 func (s *server) hearPhone(w http.ResponseWriter, r *http.Request) error {
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	sent, answer := r.PostFormValue("s"), r.PostFormValue("answer")
-	k, _, ok, err := s.toConfirm(r.Context(), sent)
-	if ok && err == nil {
-		shown, malformed := strconv.ParseInt(r.PostFormValue("shown"), 10, 64)
-		soon := malformed != nil || time.Since(time.UnixMilli(shown)) < holdBack
-		if soon || answer != "no" && !slices.Contains(choices(k, sent), answer) {
-			http.Redirect(w, r, "/wechat/confirm?s="+sent, http.StatusSeeOther)
-			return nil
-		}
-		ok, err = s.tickets.decide(r.Context(), k, answer == number(k))
+	k, _, why := s.toConfirm(r.Context(), sent)
+	if why != outcomeNone {
+		return phoneFailed(w, r, why)
 	}
+	shown, malformed := strconv.ParseInt(r.PostFormValue("shown"), 10, 64)
+	isSoon := malformed != nil || time.Since(time.UnixMilli(shown)) < holdBack
+	if isSoon || answer != "no" && !slices.Contains(choices(k, sent), answer) {
+		http.Redirect(w, r, "/wechat/confirm?s="+sent, http.StatusSeeOther)
+		return nil
+	}
+	decided, err := s.tickets.decide(r.Context(), k, answer == number(k))
 	switch {
 	case err != nil:
-		return phoneFailed(w, r, "unavailable")
-	case !ok:
-		return phoneFailed(w, r, "expired")
+		return phoneFailed(w, r, outcomeUnavailable)
+	case !decided:
+		return phoneFailed(w, r, outcomeExpired)
 	case answer == "no":
-		return phoneFailed(w, r, "declined")
+		return phoneFailed(w, r, outcomeDeclined)
 	case answer != number(k):
-		return phoneFailed(w, r, "number")
+		return phoneFailed(w, r, outcomeNumber)
 	}
 	return phoneSucceeded(w, r)
 }

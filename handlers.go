@@ -32,45 +32,58 @@ var (
 
 // A server answers browsers, phones and WeChat.
 type server struct {
-	config       config
-	log          *slog.Logger
-	tickets      *store
-	local        *localRecords // where the tickets are without REDIS_URL
-	redis        *redis        // and with it, else nil
-	wechat       *wechat
-	pushes       *pushGuard
-	guesses      *guessGuard
-	qrLimit      *limiter    // who asks for QR codes, by client
-	pictureLimit *limiter    // who has them drawn, by client
-	codeLimit    *limiter    // OAuth codes that WeChat calls invalid, by client
+	config  config
+	log     *slog.Logger
+	tickets *store
+	pushes  *store        // the digests of their bodies, by signature
+	local   *localRecords // where the tickets are without REDIS_URL
+	seen    *localRecords // and the pushes
+	redis   *redis        // where both are with it, else nil
+	wechat  *wechat
+	signer  *signer
+	parked  parking // polls
+	metrics metrics
+	demo    http.Handler // the simulator, or nil
+
+	guesses      *guessGuard // wrong signatures, by client
 	mistypes     *guessGuard // digits that are nobody's, by sender
-	codes        *limiter    // codes that are sent, by sender
-	misses       *limiter    // wrong codes of wechat-server's clients
-	logLimit     *limiter    // log lines that strangers can cause, by kind
-	signer       *signer
-	parked       parking // polls
-	metrics      metrics
-	demo         http.Handler // the simulator, or nil
+	qrLimit      limiter     // who asks for QR codes, by client
+	pictureLimit limiter     // who has them drawn, by client
+	codeLimit    limiter     // OAuth codes that WeChat calls invalid, by client
+	codes        limiter     // codes that are sent, by sender
+	misses       limiter     // wrong codes of wechat-server's clients
+	logLimit     limiter     // log lines that strangers can cause, by kind
 }
 
-func newServer(config config, log *slog.Logger) *server {
-	s := &server{config: config, log: log,
-		local: &localRecords{max: int64(config.maxTickets)},
-		signer: &signer{secrets: config.sessionSecrets, issuer: config.publicURL, audience: config.appID,
-			ttl: config.sessionTTL, allowedOrigins: config.allowedOrigins},
-		wechat: newWeChat(&config, log),
-		pushes: newPushGuard(config.maxSkew), guesses: newGuessGuard(maxWrong, maxAllWrong, time.Minute),
-		qrLimit: newLimiter(config.qrRate), pictureLimit: newLimiter(10 * config.qrRate),
-		codeLimit: newLimiter(10), logLimit: newLimiter(600), metrics: metrics{counts: make(map[string]int)},
-		mistypes: newGuessGuard(maxMistypes, maxAllMistypes, 10*time.Minute),
-		codes:    newLimiter(maxCodesSent), misses: newLimiter(maxMisses)}
-	s.tickets = newStore(config.ttl, s.local)
-	if config.redisURL != nil {
-		s.redis = newRedis(config.redisURL, config.redisCA, config.redisPrefix, log)
-		s.pushes.redis = s.redis
-		s.tickets.records, s.tickets.lookAgain = s.redis, lookAgain
+func newServer(c config, log *slog.Logger) *server {
+	s := &server{
+		config: c,
+		log:    log,
+		local:  &localRecords{max: int64(c.maxTickets)},
+		seen:   &localRecords{max: maxPushes},
+		wechat: newWeChat(&c, log),
+		signer: &signer{secrets: c.sessionSecrets, issuer: c.publicURL, audience: c.appID, ttl: c.sessionTTL,
+			allowedOrigins: c.allowedOrigins},
+		parked:  parking{tickets: make(map[key]int), clients: make(map[string]int)},
+		metrics: metrics{counts: make(map[string]int)},
+
+		guesses:      newGuessGuard(maxWrong, maxAllWrong, time.Minute),
+		mistypes:     newGuessGuard(maxMistypes, maxAllMistypes, 10*time.Minute),
+		qrLimit:      limiter{rate: c.qrRate, window: time.Minute},
+		pictureLimit: limiter{rate: 10 * c.qrRate, window: time.Minute},
+		codeLimit:    limiter{rate: 10, window: time.Minute},
+		codes:        limiter{rate: maxCodesSent, window: time.Minute},
+		misses:       limiter{rate: maxMisses, window: time.Minute},
+		logLimit:     limiter{rate: 600, window: time.Minute},
 	}
-	s.tickets.confirm = config.confirm
+	s.tickets = newStore(c.ttl, s.local)
+	s.pushes = newStore(0, s.seen)
+	if c.redisURL != nil {
+		s.redis = newRedis(c.redisURL, c.redisCA, c.redisPrefix, log)
+		s.tickets.records, s.tickets.lookAgain = s.redis, lookAgain
+		s.pushes = s.tickets
+	}
+	s.tickets.confirm = c.confirm
 	s.tickets.event = s.logEvent
 	s.wechat.called = func(path, result string) {
 		s.metrics.count("wxscan_wechat_calls_total{path=%q,result=%q}", path, result)
@@ -80,16 +93,16 @@ func newServer(config config, log *slog.Logger) *server {
 
 // work does what is to be done besides answering requests, until ctx ends.
 func (s *server) work(ctx context.Context) {
+	var all sync.WaitGroup
 	if s.redis == nil {
-		s.local.sweep(ctx, s.logEvent)
-		return
+		all.Go(func() { s.local.sweep(ctx, s.logEvent) })
+		all.Go(func() { s.seen.sweep(ctx, s.logEvent) })
+	} else {
+		waiting := &s.tickets.waiting
+		all.Go(func() { s.redis.watch(ctx, func(name string) { waiting.wake(parseKey(name)) }, waiting.wakeAll) })
+		all.Go(func() { s.redis.watchHealth(ctx) })
 	}
-	var both sync.WaitGroup
-	both.Go(func() {
-		s.redis.watch(ctx, func(name string) { s.tickets.waiting.wake(parseKey(name)) }, s.tickets.waiting.wakeAll)
-	})
-	both.Go(func() { s.redis.watchHealth(ctx) })
-	both.Wait()
+	all.Wait()
 }
 
 // A handler answers a request, or returns an error while nothing is written.
@@ -105,22 +118,29 @@ func (s *server) routes() http.Handler {
 			}
 		})
 	}
+	acts := func(pattern string, h handler) { // whose GET does something, which HEAD must not
+		handle(pattern, h)
+		handle("HEAD"+strings.TrimPrefix(pattern, "GET"), func(w http.ResponseWriter, r *http.Request) error {
+			w.Header().Set("Allow", http.MethodGet)
+			return errMethod
+		})
+	}
 	handle("GET /wechat/message", s.verifyURL)
 	handle("GET /wechat/message/{$}", s.verifyURL)
 	handle("POST /wechat/message", s.receive)
 	handle("POST /wechat/message/{$}", s.receive)
 	if s.config.appSecret != "" {
-		handle("GET /wechat/getloginqr", s.notElsewhere(s.limited(s.beginScan)))
-		handle("GET /wechat/getauthqr", s.notElsewhere(s.limited(s.beginAuth)))
+		acts("GET /wechat/getloginqr", s.notElsewhere(s.limited(s.beginScan)))
+		acts("GET /wechat/getauthqr", s.notElsewhere(s.limited(s.beginAuth)))
 	}
 	if s.config.offers(flowCode) {
-		handle("GET /wechat/getlogincode", s.notElsewhere(s.limited(s.beginCode)))
+		acts("GET /wechat/getlogincode", s.notElsewhere(s.limited(s.beginCode)))
 	}
 	handle("GET /wechat/qr.png", s.draw)
 	handle("GET /wechat/qr.svg", s.draw)
 	handle("GET /wechat/qr.txt", s.draw)
 	handle("GET /wechat/checklogin", s.poll)
-	handle("GET /wechat/accessusercode", s.callback)
+	acts("GET /wechat/accessusercode", s.callback)
 	handle("GET /wechat/confirm", s.askPhone)
 	handle("POST /wechat/confirm", s.hearPhone)
 	handle("GET /wechat/session", s.session)
@@ -135,17 +155,11 @@ func (s *server) routes() http.Handler {
 		handle("GET /api/wechat/{$}", s.verifyURL)
 		handle("POST /api/wechat", s.receive)
 		handle("POST /api/wechat/{$}", s.receive)
-		handle("GET /api/wechat/user", s.tellUser)
-		handle("HEAD /api/wechat/user", s.refuseHEAD)
+		acts("GET /api/wechat/user", s.tellUser)
 		if s.config.appSecret != "" {
 			handle("GET /api/wechat/qrcode", s.limited(s.drawCodeQR))
 		}
 	}
-	// A GET pattern takes HEAD too. These do something, which HEAD must not.
-	handle("HEAD /wechat/getloginqr", s.refuseHEAD)
-	handle("HEAD /wechat/getauthqr", s.refuseHEAD)
-	handle("HEAD /wechat/getlogincode", s.refuseHEAD)
-	handle("HEAD /wechat/accessusercode", s.refuseHEAD)
 	if s.config.verifyFile != "" {
 		handle("GET /"+s.config.verifyFile, s.ownership)
 	}
@@ -176,7 +190,7 @@ func nothing(mux *http.ServeMux, w http.ResponseWriter, r *http.Request) error {
 // limited lets no client through to h too often.
 func (s *server) limited(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		if err := s.pass(s.qrLimit, w, r); err != nil {
+		if err := s.pass(&s.qrLimit, w, r); err != nil {
 			return err
 		}
 		return h(w, r)
@@ -193,18 +207,13 @@ func (s *server) pass(l *limiter, w http.ResponseWriter, r *http.Request) error 
 	return nil
 }
 
-// refuseHEAD is for what answers GET alone.
-func (s *server) refuseHEAD(w http.ResponseWriter, r *http.Request) error {
-	w.Header().Set("Allow", http.MethodGet)
-	return errMethod
-}
-
 // A qrAnswer is a new ticket, for the browser alone that asked for it.
 type qrAnswer struct {
 	Ticket      string `json:"ticket"`
-	QRURL       string `json:"qrUrl"`                // our picture
+	Code        string `json:"code,omitzero"`        // flow C: the digits
+	QRURL       string `json:"qrUrl,omitzero"`       // our picture; flow C: the account's, with WECHAT_ACCOUNT
 	WeChatQRURL string `json:"wechatQrUrl,omitzero"` // flow A: WeChat's own
-	URL         string `json:"url"`                  // what the picture says
+	URL         string `json:"url,omitzero"`         // what our picture says
 	ExpiresIn   int    `json:"expiresIn"`            // seconds
 }
 
@@ -219,16 +228,19 @@ func (s *server) beginScan(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	picture := s.wechat.qrImageURL(wechatTicket)
-	return s.begin(w, r, flowScan, qr, qrAnswer{Ticket: ticket, URL: qr, WeChatQRURL: picture})
+	return s.begin(w, r, flowScan, qr, qrAnswer{Ticket: ticket, QRURL: s.pictureURL(ticket),
+		WeChatQRURL: s.wechat.qrImageURL(wechatTicket), URL: qr})
+}
+
+func (s *server) pictureURL(ticket string) string {
+	return s.config.publicURL + "/wechat/qr.png?ticket=" + ticket
 }
 
 // begin gives a browser its ticket. Of what the code says, qr is to be kept.
-func (s *server) begin(w http.ResponseWriter, r *http.Request, flow flow, qr string, answer qrAnswer) error {
-	if err := s.tickets.begin(r.Context(), answer.Ticket, flow, qr, s.asker(r)); err != nil {
+func (s *server) begin(w http.ResponseWriter, r *http.Request, f flow, qr string, answer qrAnswer) error {
+	if err := s.tickets.begin(r.Context(), answer.Ticket, f, qr, s.asker(r)); err != nil {
 		return err
 	}
-	answer.QRURL = s.config.publicURL + "/wechat/qr.png?ticket=" + answer.Ticket
 	answer.ExpiresIn = int(s.config.ttl.Seconds())
 	return writeJSON(w, http.StatusOK, answer)
 }
@@ -309,7 +321,8 @@ func ceil(d time.Duration) int { return int(math.Ceil(d.Seconds())) }
 // fail answers a request that its handler gave up, and logs it. Clients get a
 // code and plain words, never an error's own text.
 func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
-	status, level := http.StatusInternalServerError, slog.LevelWarn
+	const loud, quiet = slog.LevelWarn, slog.LevelDebug
+	status, level := http.StatusInternalServerError, loud
 	answer := struct {
 		Error   string `json:"error"`
 		Message string `json:"message"`
@@ -318,45 +331,39 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	for _, known := range []struct {
 		err           error
 		status        int
+		level         slog.Level
 		code, message string
 	}{
-		{errSignature, 403, "bad_signature", "the signature is missing or wrong"},
-		{errTooLarge, 413, "too_large", "the body is too large"},
-		{errPush, 400, "bad_push", "the body is not a push of WeChat's"},
-		{errNoTicket, 400, "missing_ticket", "the parameter ticket is missing"},
-		{errNoSession, 401, "no_session", "not logged in, or no longer"},
-		{errCrossOrigin, 403, "cross_origin", "another site may not ask for this"},
-		{errNothingHere, 404, "not_found", "there is nothing here, or no longer"},
-		{errMethod, 405, "method_not_allowed", "not with this method; Allow says which"},
-		{errRateLimited, 429, "rate_limited", "too many QR codes in a minute; try again shortly"},
-		{errGuessing, 429, "rate_limited", "too many wrong signatures; try again in a minute"},
-		{errNotTaken, 500, "store_unavailable", "the push cannot be taken now; send it again"},
-		{errStoreUnavailable, 503, "store_unavailable", "logins cannot be kept just now; try again shortly"},
-		{errTooManyTickets, 503, "too_many_tickets", "too many people are logging in; try again shortly"},
-		{errTimeout, 504, "wechat_timeout", "WeChat did not answer in time; try again"},
-		{errUnreachable, 502, "wechat_unreachable", "WeChat cannot be reached; try again"},
-		{errRefused, 502, "wechat_refused", "WeChat refused; the server's log says why"},
+		{errSignature, 403, loud, "bad_signature", "the signature is missing or wrong"},
+		{errTooLarge, 413, loud, "too_large", "the body is too large"},
+		{errPush, 400, loud, "bad_push", "the body is not a push of WeChat's"},
+		{errNoTicket, 400, loud, "missing_ticket", "the parameter ticket is missing"},
+		{errNoSession, 401, quiet, "no_session", "not logged in, or no longer"},
+		{errCrossOrigin, 403, loud, "cross_origin", "another site may not ask for this"},
+		{errNothingHere, 404, quiet, "not_found", "there is nothing here, or no longer"},
+		{errMethod, 405, quiet, "method_not_allowed", "not with this method; Allow says which"},
+		{errRateLimited, 429, loud, "rate_limited", "too many QR codes in a minute; try again shortly"},
+		{errGuessing, 429, loud, "rate_limited", "too many wrong signatures; try again in a minute"},
+		{errNotTaken, 500, quiet, "store_unavailable", "the push cannot be taken now; send it again"},
+		{errStoreUnavailable, 503, quiet, "store_unavailable", "logins cannot be kept just now; try again shortly"},
+		{errTooManyTickets, 503, loud, "too_many_tickets", "too many people are logging in; try again shortly"},
+		{errTimeout, 504, loud, "wechat_timeout", "WeChat did not answer in time; try again"},
+		{errUnreachable, 502, loud, "wechat_unreachable", "WeChat cannot be reached; try again"},
+		{errRefused, 502, loud, "wechat_refused", "WeChat refused; the server's log says why"},
 	} {
 		if errors.Is(err, known.err) {
-			status, answer.Error, answer.Message = known.status, known.code, known.message
+			status, level, answer.Error, answer.Message = known.status, known.level, known.code, known.message
 			break
 		}
 	}
 	if refused, ok := errors.AsType[*apiError](err); ok {
 		answer.ErrCode = refused.code
 	}
-	switch status {
-	case http.StatusTooManyRequests:
-		if errors.Is(err, errGuessing) {
-			w.Header().Set("Retry-After", "60")
-		}
-	case http.StatusServiceUnavailable:
+	switch {
+	case errors.Is(err, errGuessing):
+		w.Header().Set("Retry-After", "60")
+	case status == http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "5")
-	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusUnauthorized:
-		level = slog.LevelDebug
-	}
-	if errors.Is(err, errStoreUnavailable) {
-		level = slog.LevelDebug // the store has said so, once
 	}
 	if s.logLimit.pass(one(answer.Error)) == 0 {
 		s.log.Log(r.Context(), level, "request failed", "route", r.Pattern, "status", status, "err", err, hint(err))

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"maps"
+	"math"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -10,23 +10,19 @@ import (
 	"time"
 )
 
-// A limiter lets each key pass rate times in any window.
+// A limiter lets each key pass rate times in a window of time. The windows of all
+// keys end together, so over the border of two a key can pass twice as often.
 type limiter struct {
-	rate   int           // 0 lets everything pass
-	window time.Duration // a minute, unless somebody sets another
+	rate   int // 0 lets everything pass
+	window time.Duration
 
-	mu     sync.Mutex             // guards the fields below
-	passed map[string][]time.Time // the passes of each key, the oldest first
-	pruned time.Time
+	mu     sync.Mutex     // guards the fields below
+	passed map[string]int // how often each key has, in this window
+	ends   time.Time      // of this window
 }
 
-// maxKeys bounds a limiter's memory: some 30 MB if each has passed 60 times in
-// the last minute.
+// maxKeys bounds a limiter's memory, to some 2 MB: so many keys end a window early.
 const maxKeys = 20_000
-
-func newLimiter(rate int) *limiter {
-	return &limiter{rate: rate, window: time.Minute, passed: make(map[string][]time.Time)}
-}
 
 // A share is a key, and how many times the limiter's rate is its own.
 type share struct {
@@ -42,58 +38,40 @@ func one(key string) share { return share{key, 1} }
 func (l *limiter) pass(shares ...share) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if wait := l.wait(shares...); wait > 0 || l.rate == 0 {
-		return wait
+	if l.remaining(shares) <= 0 {
+		return time.Until(l.ends)
 	}
-	now := time.Now()
 	for _, s := range shares {
-		_, known := l.passed[s.key]
-		if !known && len(l.passed) >= maxKeys || now.Sub(l.pruned) >= l.window {
-			l.prune(now)
-		}
-		times := l.passed[s.key]
-		for len(times) > 0 && now.Sub(times[0]) >= l.window {
-			times = times[1:]
-		}
-		l.passed[s.key] = append(times, now)
+		l.passed[s.key]++
 	}
 	return 0
 }
 
-// wait returns how long the shares must wait until all may pass. l.mu is held.
-func (l *limiter) wait(shares ...share) (wait time.Duration) {
-	for _, s := range shares {
-		times, most := l.passed[s.key], s.times*l.rate
-		if most > 0 && len(times) >= most {
-			wait = max(wait, time.Until(times[len(times)-most].Add(l.window)))
-		}
-	}
-	return wait
-}
-
-// prune forgets who has not passed for a window; and an arbitrary tenth of the
-// others where that leaves no room. l.mu is held.
-func (l *limiter) prune(now time.Time) {
-	maps.DeleteFunc(l.passed, func(_ string, times []time.Time) bool {
-		return now.Sub(times[len(times)-1]) >= l.window
-	})
-	if len(l.passed) >= maxKeys {
-		maps.DeleteFunc(l.passed, func(string, []time.Time) bool { return len(l.passed) > maxKeys*9/10 })
-	}
-	l.pruned = now
-}
-
-// full tells whether the shares may not pass now.
-func (l *limiter) full(shares ...share) bool {
+// left returns how many times the shares may still pass in this window.
+func (l *limiter) left(shares ...share) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.wait(shares...) > 0
+	return l.remaining(shares)
+}
+
+// remaining is left for whoever holds l.mu.
+func (l *limiter) remaining(shares []share) int {
+	if now := time.Now(); !now.Before(l.ends) || len(l.passed) >= maxKeys {
+		l.passed, l.ends = make(map[string]int), now.Add(l.window)
+	}
+	left := math.MaxInt
+	for _, s := range shares {
+		if l.rate > 0 {
+			left = min(left, s.times*l.rate-l.passed[s.key])
+		}
+	}
+	return left
 }
 
 // shares returns what a client counts by, the narrowest first. For an IPv6
 // address that is its /64, which is one customer's, and at ten times the rate
 // its /48, which a customer or a provider has whole. Loopback has ten times the
-// rate too: it is all who come through a proxy that does not say who they are.
+// rate too: it stands for all who come through a proxy that does not name them.
 func shares(who netip.Addr) []share {
 	switch {
 	case who.IsLoopback():
@@ -106,33 +84,31 @@ func shares(who netip.Addr) []share {
 	return []share{{who.String(), 1}}
 }
 
-// client returns who asks. Behind loopback (nginx, an ngrok agent), a Unix
-// socket and the trusted proxies it is the last hop of X-Forwarded-For that is
-// none of these: loopback if there is no such hop, the zero Addr if a proxy
-// calls it by anything but an address.
+// client returns who asks. Behind loopback (nginx, an ngrok agent) and the trusted
+// proxies it is the last hop of X-Forwarded-For that is none of these: the proxy
+// itself if there is no such hop, the zero Addr if a proxy calls it by anything but
+// an address.
 func client(r *http.Request, trusted []netip.Prefix) netip.Addr {
-	addr := netip.IPv6Loopback() // the peer of a Unix socket has no address
-	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-		addr = peer.Addr().Unmap().WithZone("")
-	}
+	addr := addressOf(r.RemoteAddr)
 	for _, hop := range slices.Backward(strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")) {
-		if hop = strings.TrimSpace(hop); hop == "" {
-			continue // lists may have empty elements: RFC 9110, 5.6.1.2
-		}
 		isTrusted := slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(addr) })
 		if !isTrusted && !addr.IsLoopback() {
 			break
 		}
-		withPort, err := netip.ParseAddrPort(hop)
-		if addr = withPort.Addr(); err != nil {
-			addr, err = netip.ParseAddr(hop)
+		if hop = strings.TrimSpace(hop); hop != "" { // lists may have empty elements: RFC 9110, 5.6.1.2
+			addr = addressOf(hop)
 		}
-		if err != nil {
-			return netip.Addr{}
-		}
-		addr = addr.Unmap().WithZone("")
 	}
 	return addr
+}
+
+// addressOf reads an address, with a port or without one. Anything else yields the zero Addr.
+func addressOf(text string) netip.Addr {
+	addr, _ := netip.ParseAddr(text)
+	if withPort, err := netip.ParseAddrPort(text); err == nil {
+		addr = withPort.Addr()
+	}
+	return addr.Unmap().WithZone("")
 }
 
 const (
@@ -140,38 +116,35 @@ const (
 	maxAllWrong = 600 // and from all
 )
 
-// A guessGuard makes guessing a secret slow: the Token, or somebody's digits. A
-// guesser over the limit is told nothing, be the next guess right or wrong: else
-// the one that works would be the answer. Right ones never count.
+// A guessGuard makes guessing a secret slow: the Token, or somebody's digits. Over the
+// limit, a right guess is answered as a wrong one is: else a guesser would see which
+// works. Right ones never count.
 type guessGuard struct {
-	wrong *limiter // by guesser
-	once  *limiter // by guesser, to know who was wrong at all
-	all   *limiter
+	wrong limiter // by guesser
+	all   limiter
 }
 
 // newGuessGuard lets each be wrong so many times in a window, and all together so many.
 func newGuessGuard(each, all int, window time.Duration) *guessGuard {
-	g := &guessGuard{wrong: newLimiter(each), once: newLimiter(1), all: newLimiter(all)}
-	g.wrong.window, g.once.window, g.all.window = window, window, window
-	return g
+	return &guessGuard{limiter{rate: each, window: window}, limiter{rate: all, window: window}}
 }
 
-// isOver tells whether a guesser is over the limit: its own, or everybody's once
-// it was wrong.
+// isOver tells whether a guesser is over the limit: its own or, if it has been wrong
+// at all, everybody's.
 func (g *guessGuard) isOver(who ...share) bool {
-	return g.wrong.full(who...) || g.once.full(who...) && g.all.full(one("all"))
+	left := g.wrong.left(who...)
+	return left <= 0 || left < g.wrong.rate && g.all.left(one("")) <= 0
 }
 
 // count notes that a guess was wrong.
 func (g *guessGuard) count(who ...share) {
 	g.wrong.pass(who...)
-	g.once.pass(who...)
-	g.all.pass(one("all"))
+	g.all.pass(one(""))
 }
 
-// shutsOut tells whether a client's signature is not even to be looked at. Many
-// can be behind a proxy that does not say whom it forwards for, WeChat among them:
-// there only the length of the Token stops who guesses.
+// shutsOut tells whether a client's signature is not even to be looked at. Many can be
+// behind a proxy that does not name them, WeChat among them: there only the length of
+// the Token stops a guesser.
 func (g *guessGuard) shutsOut(who netip.Addr) bool {
 	return !who.IsLoopback() && !who.IsPrivate() && g.isOver(shares(who)...)
 }
@@ -226,9 +199,6 @@ func (p *parking) enter(ticket key, client string, perClient int) bool {
 	defer p.mu.Unlock()
 	if p.total == maxParked || p.tickets[ticket] == maxParkedPerTicket || p.clients[client] == perClient {
 		return false
-	}
-	if p.tickets == nil {
-		p.tickets, p.clients = make(map[key]int), make(map[string]int)
 	}
 	p.total++
 	p.tickets[ticket]++

@@ -28,7 +28,7 @@ func newLog(w io.Writer, level slog.Level, format string) *slog.Logger {
 // errorLog returns the log for net/http's server. Strangers cause most of its lines,
 // by bad TLS handshakes for example: it passes on 60 a minute.
 func errorLog(log *slog.Logger) *stdlog.Logger {
-	return slog.NewLogLogger(limited{log.Handler(), newLimiter(60)}, slog.LevelWarn)
+	return slog.NewLogLogger(limited{log.Handler(), &limiter{rate: 60, window: time.Minute}}, slog.LevelWarn)
 }
 
 type limited struct {

@@ -7,6 +7,9 @@ import (
 	"time"
 )
 
+// sweepEvery is how often the records that have ended are forgotten.
+const sweepEvery = 2 * time.Second
+
 // localRecords are the records of at most max tickets, finished ones too, in a map.
 type localRecords struct {
 	max   int64
@@ -47,12 +50,7 @@ func (m *localRecords) swap(_ context.Context, k key, old, next *record) (bool, 
 // tells event of those with which nobody has logged in. Among very many records it
 // sweeps less often: a twentieth of a core is enough.
 func (m *localRecords) sweep(ctx context.Context, event func(key, record)) {
-	for pause := sweepEvery; ; {
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return
-		}
+	for every := sweepEvery; ctx.Err() == nil; pause(ctx, every) {
 		start := time.Now()
 		for k, v := range m.byKey.Range {
 			r := v.(*record)
@@ -61,11 +59,17 @@ func (m *localRecords) sweep(ctx context.Context, event func(key, record)) {
 			}
 			m.count.Add(-1)
 			if r.waits() {
-				expired := *r
-				expired.Status = statusExpired
-				event(k.(key), expired)
+				event(k.(key), r.become(statusExpired, 0))
 			}
 		}
-		pause = max(sweepEvery, 20*time.Since(start))
+		every = max(sweepEvery, 20*time.Since(start))
+	}
+}
+
+// pause returns after d, or when ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
 	}
 }

@@ -47,40 +47,37 @@ func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
 	if want := s.config.metricsToken; want == "" || subtle.ConstantTimeCompare([]byte(token), []byte(want)) != 1 {
 		return errNothingHere
 	}
-	var page bytes.Buffer
-	about := func(name, kind, help string) {
-		fmt.Fprintf(&page, "# HELP %[1]s %[3]s\n# TYPE %[1]s %[2]s\n", name, kind, help)
-	}
 	m := &s.metrics
 	m.mu.Lock()
-	counts := maps.Clone(m.counts)
+	values := maps.Clone(m.counts)
 	m.mu.Unlock()
-	for _, counter := range [][2]string{
-		{"wxscan_tickets_total", "QR codes made, by flow."},
-		{"wxscan_logins_total", "Ends of logins, by flow and outcome."},
-		{"wxscan_wechat_calls_total", "Calls of WeChat's API, by path and result."},
+	values["wxscan_waiting_browsers"] = s.parked.count()
+	values["wxscan_access_token_age_seconds"] = int(s.wechat.tokenAge().Seconds())
+	if s.redis == nil {
+		values["wxscan_live_tickets"] = int(s.local.count.Load())
+	}
+	if !errors.Is(s.tickets.records.ready(), errStoreUnavailable) {
+		values["wxscan_store_up"] = 1
+	} else {
+		values["wxscan_store_up"] = 0
+	}
+	var page bytes.Buffer
+	for _, metric := range []struct{ name, kind, help string }{
+		{"wxscan_tickets_total", "counter", "QR codes made, by flow."},
+		{"wxscan_logins_total", "counter", "Ends of logins, by flow and outcome."},
+		{"wxscan_wechat_calls_total", "counter", "Calls of WeChat's API, by path and result."},
+		{"wxscan_waiting_browsers", "gauge", "Polls that wait for a scan."},
+		{"wxscan_live_tickets", "gauge", "Tickets that wait, or whose result can be read: without Redis."},
+		{"wxscan_store_up", "gauge", "1 while logins can be kept, 0 while Redis is away."},
+		{"wxscan_access_token_age_seconds", "gauge", "Age of the access token; 0 without one."},
 	} {
-		about(counter[0], "counter", counter[1])
-		for _, series := range slices.Sorted(maps.Keys(counts)) {
-			if strings.HasPrefix(series, counter[0]+"{") {
-				fmt.Fprintln(&page, series, counts[series])
+		fmt.Fprintf(&page, "# HELP %[1]s %[3]s\n# TYPE %[1]s %[2]s\n", metric.name, metric.kind, metric.help)
+		for _, series := range slices.Sorted(maps.Keys(values)) {
+			if name, _, _ := strings.Cut(series, "{"); name == metric.name {
+				fmt.Fprintln(&page, series, values[series])
 			}
 		}
 	}
-	gauge := func(name, help string, value any) {
-		about(name, "gauge", help)
-		fmt.Fprintln(&page, name, value)
-	}
-	gauge("wxscan_waiting_browsers", "Polls that wait for a scan.", s.parked.count())
-	if s.redis == nil {
-		gauge("wxscan_live_tickets", "Tickets that wait, or whose result can be read.", s.local.count.Load())
-	}
-	up := 1
-	if errors.Is(s.tickets.records.ready(), errStoreUnavailable) {
-		up = 0
-	}
-	gauge("wxscan_store_up", "1 while logins can be kept, 0 while Redis is away.", up)
-	gauge("wxscan_access_token_age_seconds", "Age of the access token; 0 without one.", s.wechat.tokenAge().Seconds())
 	return write(w, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", page.Bytes())
 }
 

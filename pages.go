@@ -124,7 +124,7 @@ func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
 	if ticket.Status == statusExpired || ticket.Flow == flowCode {
 		return errNothingHere
 	}
-	if err := s.pass(s.pictureLimit, w, r); err != nil {
+	if err := s.pass(&s.pictureLimit, w, r); err != nil {
 		return err
 	}
 	text := ticket.QR

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -15,7 +14,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -36,14 +34,14 @@ type event struct {
 	XMLName      xml.Name `xml:"xml"`
 	ToUserName   string   // the account
 	FromUserName string   // the openid
-	MsgType      string
-	Event        string
-	EventKey     string
-	Ticket       string
-	Content      string // of a text
 	CreateTime   string
-	MsgID        string `xml:"MsgId"` // of a message; an event has none
-	Encrypt      string // in safe mode (消息加解密), the one field that counts
+	MsgType      string
+	Event        string `xml:",omitempty"`
+	EventKey     string `xml:",omitempty"`
+	Ticket       string `xml:",omitempty"`
+	Content      string `xml:",omitempty"`      // of a text
+	MsgID        string `xml:"MsgId,omitempty"` // of a message; an event has none
+	Encrypt      string `xml:",omitempty"`      // in safe mode (消息加解密), the one field that counts
 }
 
 // scan tells whether the event is the scan of a parametric QR code, by a
@@ -53,17 +51,8 @@ func (e *event) scan() bool {
 	return e.MsgType == "event" && e.FromUserName != "" && (followed || strings.EqualFold(e.Event, "SCAN"))
 }
 
-// follow tells whether somebody has followed the account, by no QR code of ours.
-func (e *event) follow() bool {
-	return e.MsgType == "event" && strings.EqualFold(e.Event, "subscribe") && !e.scan()
-}
-
 // id names what was sent, and stays the same when WeChat pushes it again.
 func (e *event) id() key { return aside("push", e.FromUserName+" "+cmp.Or(e.MsgID, e.CreateTime)) }
-
-// scene returns the scene of the QR code that was scanned: with us, a ticket's
-// key in hex.
-func (e *event) scene() string { return strings.TrimPrefix(e.EventKey, "qrscene_") }
 
 // decodeXML reads one document into v, whose XMLName says what its root must be.
 func decodeXML(data []byte, v any) error {
@@ -79,59 +68,49 @@ func decodeXML(data []byte, v any) error {
 
 // verifyURL answers WeChat's check of the interface URL (验证消息的确来自微信服务器).
 func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
-	query := r.URL.Query()
+	query, asker := r.URL.Query(), client(r, s.config.trusted)
 	isRight := verify(query.Get("signature"), s.config.token, query.Get("timestamp"), query.Get("nonce"))
-	if err := s.guesses.judge(client(r, s.config.trusted), isRight); err != nil {
+	if err := s.guesses.judge(asker, isRight); err != nil {
 		return err
 	}
-	if r.Header.Get("X-Forwarded-For") == "" && client(r, s.config.trusted).IsLoopback() {
+	if r.Header.Get("X-Forwarded-For") == "" && asker.IsLoopback() {
 		w.Header().Set(forwardedHeader, "missing")
 	}
 	return write(w, http.StatusOK, plainText, []byte(query.Get("echostr")))
 }
 
-// receive takes a push from WeChat. A push that cannot be taken now is answered
-// with 500, so that WeChat sends it again.
+// receive takes a push from WeChat. WeChat resends what is not answered within
+// 5 seconds, so even a push we have no use for is answered with success. One that
+// cannot be taken now is answered with 500, so that WeChat sends it again.
 func (s *server) receive(w http.ResponseWriter, r *http.Request) error {
-	err := s.takePush(w, r)
-	if errors.Is(err, errStoreUnavailable) {
-		return fmt.Errorf("%w: %w", errNotTaken, err)
-	}
-	return err
-}
-
-// takePush takes a push from WeChat. WeChat resends what is not answered within
-// 5 seconds, so even a push we have no use for is answered with success.
-func (s *server) takePush(w http.ResponseWriter, r *http.Request) error {
 	push, err := s.readPush(w, r)
-	if err != nil {
-		return err
-	}
 	var text string
 	switch {
-	case push.FromUserName == "":
+	case err != nil, push.FromUserName == "":
 	case push.scan():
 		text, err = s.takeScan(r.Context(), push)
 	default:
 		text, err = s.takeMessage(r.Context(), push)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, errStoreUnavailable):
+		return fmt.Errorf("%w: %w", errNotTaken, err)
+	case err != nil:
 		return err
-	}
-	if text == "" {
+	case text == "":
 		return write(w, http.StatusOK, plainText, []byte("success"))
 	}
-	reply, err := s.passiveReply(push, text)
+	reply, err := s.config.passiveReply(push, text)
 	if err != nil {
 		return err
 	}
 	return write(w, http.StatusOK, "text/xml; charset=utf-8", reply)
 }
 
-// takeScan takes the scan of a parametric QR code. Only who has just logged in,
-// or has yet to confirm it, is told anything.
+// takeScan takes the scan of a parametric QR code. Only whoever has just logged in,
+// or has yet to confirm it, gets a reply.
 func (s *server) takeScan(ctx context.Context, push *event) (text string, err error) {
-	k, who := parseKey(push.scene()), login{OpenID: push.FromUserName}
+	k, who := parseKey(strings.TrimPrefix(push.EventKey, "qrscene_")), login{OpenID: push.FromUserName}
 	if k == codeScene && s.config.apiToken != "" {
 		return s.sendCode(ctx, push)
 	}
@@ -156,10 +135,8 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 	signed := []string{s.config.token, query.Get("timestamp"), query.Get("nonce")}
 	sign, key, guesser := query.Get("signature"), s.config.aesKey, client(r, s.config.trusted)
 	isRight := verify(sign, signed...)
-	switch {
-	case s.guesses.shutsOut(guesser):
-		return nil, errGuessing
-	case key == nil, query.Has("signature") && !isRight: // WeChat sends it in safe mode too, and it spares us the XML
+	// WeChat sends this signature in safe mode too: a wrong one spares us the body.
+	if key == nil || query.Has("signature") && !isRight || s.guesses.shutsOut(guesser) {
 		if err := s.guesses.judge(guesser, isRight); err != nil {
 			return nil, err
 		}
@@ -182,7 +159,7 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 			return nil, fmt.Errorf("%w: %w", errSignature, err)
 		}
 	}
-	if seconds, err := strconv.ParseInt(query.Get("timestamp"), 10, 64); err != nil || !s.pushes.fresh(seconds) {
+	if !s.config.isFresh(query.Get("timestamp")) {
 		return nil, fmt.Errorf("%w: its time is too far from ours: a replay, or clock skew? (PUSH_MAX_SKEW is %v)",
 			errSignature, s.config.maxSkew)
 	}
@@ -190,79 +167,40 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 	if err := decodeXML(body, push); err != nil {
 		return nil, fmt.Errorf("%w: %w", errPush, err)
 	}
-	admitted, err := s.pushes.admit(r.Context(), sign, body)
-	if err == nil && !admitted {
-		err = fmt.Errorf("%w: it came before, with another body", errSignature)
-	}
-	return push, err
+	return push, s.admit(r.Context(), sign, body)
 }
 
-// A pushGuard knows the pushes that have come lately. WeChat's plain signature
-// does not cover the body, so whoever has seen one could sign anything with it.
-type pushGuard struct {
-	maxSkew time.Duration // how old or early a push may be; 0 does not look
-	redis   *redis        // keeps what all replicas have seen; nil: the fields below do
-
-	mu    sync.Mutex        // guards seen and order
-	seen  map[string]pushed // by signature
-	order []string          // the signatures, the oldest first
-}
-
-// A pushed is a push that has come.
-type pushed struct {
-	body [sha256.Size]byte
-	due  time.Time // when it may be forgotten
-}
-
-// maxPushes bounds a pushGuard's memory, to some 20 MB.
+// maxPushes is how many signatures are remembered in memory, in some 40 MB.
 const maxPushes = 100_000
 
-func newPushGuard(maxSkew time.Duration) *pushGuard {
-	return &pushGuard{maxSkew: maxSkew, seen: make(map[string]pushed)}
+// admit returns errSignature if a signature came before with another body. WeChat's
+// plain signature does not cover the body, so whoever has seen one could sign anything
+// with it. Over maxPushes, new ones are not remembered.
+func (s *server) admit(ctx context.Context, signature string, body []byte) error {
+	push := record{Names: digest(string(body)), Ends: time.Now().Add(s.config.pushLife())}
+	first, _, err := s.pushes.keep(ctx, aside("signature", signature), push)
+	switch {
+	case errors.Is(err, errTooManyTickets):
+		return nil
+	case err == nil && first.Names != push.Names:
+		return fmt.Errorf("%w: it came before, with another body", errSignature)
+	}
+	return err
 }
 
-// fresh tells whether a push's timestamp, in Unix seconds, is within maxSkew.
-func (g *pushGuard) fresh(seconds int64) bool {
-	return g.maxSkew == 0 || time.Since(time.Unix(seconds, 0)).Abs() <= g.maxSkew
+// isFresh tells whether a push's timestamp, in Unix seconds, is within PUSH_MAX_SKEW.
+func (c *config) isFresh(timestamp string) bool {
+	seconds, err := strconv.ParseInt(timestamp, 10, 64)
+	return err == nil && (c.maxSkew == 0 || time.Since(time.Unix(seconds, 0)).Abs() <= c.maxSkew)
 }
 
-// admit tells whether a signature carries this body alone, as far as we know.
-// When the memory is full, the oldest push is forgotten.
-func (g *pushGuard) admit(ctx context.Context, signature string, body []byte) (bool, error) {
-	sum, now := sha256.Sum256(body), time.Now()
-	if g.redis != nil {
-		earlier, err := g.redis.first(ctx, "push:"+digest(signature).String(), sum[:], g.life())
-		return earlier == nil || bytes.Equal(earlier, sum[:]), err
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for len(g.order) > 0 && !now.Before(g.seen[g.order[0]].due) {
-		g.forget()
-	}
-	if earlier, known := g.seen[signature]; known {
-		return earlier.body == sum, nil
-	}
-	if len(g.order) == maxPushes {
-		g.forget()
-	}
-	g.seen[signature] = pushed{sum, now.Add(g.life())}
-	g.order = append(g.order, signature)
-	return true, nil
-}
-
-// life is how long a signature can be fresh: from maxSkew before its time to
-// maxSkew after it, both included.
-func (g *pushGuard) life() time.Duration {
-	if g.maxSkew == 0 {
+// pushLife is how long a signature can be fresh: from PUSH_MAX_SKEW before its time to
+// PUSH_MAX_SKEW after it, both included.
+func (c *config) pushLife() time.Duration {
+	if c.maxSkew == 0 {
 		return time.Hour
 	}
-	return 2*g.maxSkew + time.Second
-}
-
-// forget forgets the oldest. It needs the lock.
-func (g *pushGuard) forget() {
-	delete(g.seen, g.order[0])
-	g.order = g.order[1:]
+	return 2*c.maxSkew + time.Second
 }
 
 // cdata is a string that WeChat wants in a CDATA section.
@@ -270,24 +208,10 @@ type cdata struct {
 	Text string `xml:",cdata"`
 }
 
-// textReply returns the passive reply (被动回复用户消息) that shows text to the
-// sender of an event.
-func textReply(to *event, now time.Time, text string) ([]byte, error) {
-	return xml.Marshal(struct {
-		XMLName                  xml.Name `xml:"xml"`
-		ToUserName, FromUserName cdata
-		CreateTime               int64 // Unix seconds
-		MsgType, Content         cdata
-	}{
-		ToUserName: cdata{to.FromUserName}, FromUserName: cdata{to.ToUserName},
-		CreateTime: now.Unix(), MsgType: cdata{"text"}, Content: cdata{text},
-	})
-}
-
 // beijing is the time of WeChat's users, whatever the server's.
 var beijing = time.FixedZone("UTC+8", 8*60*60)
 
-// loginText tells who has logged in, or is to confirm it, where the ticket with
+// loginText tells whoever has logged in, or is to confirm it, where the ticket with
 // key k stands.
 func (s *server) loginText(k key, ticket record) string {
 	confirm := ""
@@ -303,53 +227,45 @@ func (s *server) loginText(k key, ticket record) string {
 	return fmt.Sprintf(text, site(s.config.publicURL).Host, time.Now().In(beijing).Format("15:04"), confirm)
 }
 
-// passiveReply returns what tells the sender of a push a text; sealed, if there
-// is a key.
-func (s *server) passiveReply(to *event, text string) ([]byte, error) {
-	now := time.Now()
-	reply, err := textReply(to, now, text)
-	if err != nil || s.config.aesKey == nil {
+// passiveReply returns the answer to a push (被动回复用户消息) that shows its sender a
+// text; sealed, if there is a key.
+func (c *config) passiveReply(to *event, text string) ([]byte, error) {
+	timestamp, nonce := unixNow(), rand.Text()
+	reply, err := xml.Marshal(struct {
+		XMLName                                    xml.Name `xml:"xml"`
+		ToUserName, FromUserName, MsgType, Content cdata
+		CreateTime                                 string // Unix seconds
+	}{
+		ToUserName: cdata{to.FromUserName}, FromUserName: cdata{to.ToUserName}, MsgType: cdata{"text"},
+		Content: cdata{text}, CreateTime: timestamp,
+	})
+	if err != nil || c.aesKey == nil {
 		return reply, err
 	}
-	timestamp, nonce, random := strconv.FormatInt(now.Unix(), 10), rand.Text(), make([]byte, 16)
-	rand.Read(random)
-	encrypt := s.config.aesKey.seal(random, reply, s.config.appID)
+	encrypt := c.aesKey.seal([]byte(rand.Text()[:16]), reply, c.appID)
 	return fmt.Appendf(nil, "<xml><Encrypt><![CDATA[%s]]></Encrypt><MsgSignature><![CDATA[%s]]></MsgSignature>"+
 		"<TimeStamp>%s</TimeStamp><Nonce><![CDATA[%s]]></Nonce></xml>",
-		encrypt, signature(s.config.token, timestamp, nonce, encrypt), timestamp, nonce), nil
+		encrypt, signature(c.token, timestamp, nonce, encrypt), timestamp, nonce), nil
 }
+
+func unixNow() string { return strconv.FormatInt(time.Now().Unix(), 10) }
 
 // signedQuery returns a fresh query of WeChat's, signed.
 func (c *config) signedQuery() url.Values {
-	timestamp, nonce := fmt.Sprint(time.Now().Unix()), rand.Text()
+	timestamp, nonce := unixNow(), rand.Text()
 	return url.Values{"signature": {signature(c.token, timestamp, nonce)}, "timestamp": {timestamp}, "nonce": {nonce}}
 }
 
 // signedPush returns an event as WeChat pushes it: its query and its body.
-func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values, []byte, error) {
-	return c.signedBody(struct {
-		XMLName                          xml.Name `xml:"xml"`
-		ToUserName, FromUserName         cdata
-		CreateTime                       int64
-		MsgType, Event, EventKey, Ticket cdata
-	}{
-		ToUserName: cdata{"gh_0123456789ab"}, FromUserName: cdata{openID}, CreateTime: time.Now().Unix(),
-		MsgType: cdata{"event"}, Event: cdata{event}, EventKey: cdata{eventKey}, Ticket: cdata{ticket},
-	})
+func (c *config) signedPush(openID, name, eventKey, ticket string) (url.Values, []byte, error) {
+	return c.signedBody(event{ToUserName: "gh_0123456789ab", FromUserName: openID, CreateTime: unixNow(),
+		MsgType: "event", Event: name, EventKey: eventKey, Ticket: ticket})
 }
 
 // signedText returns a text message as WeChat pushes it: its query and its body.
 func (c *config) signedText(openID, content string) (url.Values, []byte, error) {
-	return c.signedBody(struct {
-		XMLName                  xml.Name `xml:"xml"`
-		ToUserName, FromUserName cdata
-		CreateTime               int64
-		MsgType, Content         cdata
-		MsgID                    int64 `xml:"MsgId"`
-	}{
-		ToUserName: cdata{"gh_0123456789ab"}, FromUserName: cdata{openID}, CreateTime: time.Now().Unix(),
-		MsgType: cdata{"text"}, Content: cdata{content}, MsgID: mathrand.Int64(),
-	})
+	return c.signedBody(event{ToUserName: "gh_0123456789ab", FromUserName: openID, CreateTime: unixNow(),
+		MsgType: "text", Content: content, MsgID: strconv.FormatInt(mathrand.Int64(), 10)})
 }
 
 // signedBody returns a push's query and body, signed, and sealed if there is a key.

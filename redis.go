@@ -176,14 +176,6 @@ func (r *redis) watchHealth(ctx context.Context) {
 	}
 }
 
-// pause returns after d, or when ctx ends.
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-time.After(d):
-	case <-ctx.Done():
-	}
-}
-
 // do returns the answer to a command. A connection that was idle can be dead, or
 // lead to what is no longer the master: then it tries once more, on a new one.
 // The end of ctx cuts no command off: at shutdown, a push under way still logs in,
@@ -219,17 +211,18 @@ func (r *redis) try(ctx context.Context, c *redisConn, args []string) ([]byte, e
 	if c.Conn == nil {
 		err = r.connect(ctx, c)
 	}
+	var values [][]byte
 	if err == nil {
-		var values [][]byte
-		switch values, err = c.ask(ctx, args...); {
-		case err == nil && len(values) == 1:
-			return values[0], nil
-		case err == nil:
-			err = errNotRedis
-		}
+		values, err = c.ask(ctx, args...)
 	}
-	c.close()
-	return nil, err
+	if err == nil && len(values) != 1 {
+		err = errNotRedis
+	}
+	if err != nil {
+		c.close()
+		return nil, err
+	}
+	return values[0], nil
 }
 
 // connect dials, and says who we are.
@@ -260,8 +253,8 @@ func (r *redis) watch(ctx context.Context, changed func(name string), resubscrib
 	}
 }
 
-// subscribe is one subscription, until it breaks. It can without either end being
-// told: one that does not even hear of our own checks is replaced.
+// subscribe is one subscription, until it breaks. It can break without either end
+// noticing, so one that does not even hear our own checks is replaced.
 func (r *redis) subscribe(ctx context.Context, changed func(name string), resubscribed func()) error {
 	starting, cancel := context.WithTimeout(ctx, redisTimeout)
 	defer cancel()

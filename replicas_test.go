@@ -22,10 +22,10 @@ import (
 func TestWhatHoldsInMemoryHoldsInRedis(t *testing.T) {
 	t.Setenv("WXSCAN_REDIS", startRedis(t).url())
 	for _, test := range []func(*testing.T){
-		TestTicketExpiresToTheNanosecond, TestResultStaysReadableThenGoes, TestAScanLeavesTimeToDecide,
-		TestTicketBelongsToItsFlow, TestTicketIsIssuedOnce, TestAllWaitersWakeAtOnce, TestWaitEnds, TestNoWakeUpIsLost,
-		TestFirstScanWinsARace, TestOneDecisionUnderAnyRace, TestACodeIsClaimedOnce, TestInvalidCodesDoNotUseUpATicket,
-		TestACodeOfATicketThatExpiresMeanwhileIsNoLogin, TestACodeWhoseReplicaDiedIsClaimedAgain,
+		TestATicketAndItsResultEndToTheNanosecond, TestAScanLeavesTimeToDecide, TestATicketIsIssuedOnceForItsFlow,
+		TestAllWaitersWakeAtOnce, TestWaitEnds, TestNoWakeUpIsLost, TestOneCallWinsAnyRace,
+		TestTheFirstCodeThatIsSettledLogsIn, TestInvalidCodesDoNotUseUpATicket,
+		TestACodeWhoseReplicaDiedIsClaimedAgain,
 		TestLogin, TestCallback, TestOnlyAFetchOfOurOwnBringsASession, TestMadeUpCodesDenyNobodyTheLogin,
 		TestAPhotographOfTheCodeTakesNoLogin, TestOneSignatureCarriesOneBody, TestAPushIsMatchedByItsScene,
 		TestPassiveReplyGoesToTheFirstWhoHasScanned,

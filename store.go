@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 )
@@ -17,17 +16,9 @@ const (
 	// decisionTTL is how long the phone has to confirm a login, at least: a scan
 	// just before the end of a ticket leaves time to look.
 	decisionTTL = 90 * time.Second
-	// maxCodes is how many OAuth codes a ticket remembers. Each costs a call of
-	// WeChat's, and whoever photographs a QR code can bring more.
-	maxCodes = 20
-	// lookAgain is how often who waits reads a record that replicas share, in case
-	// the word of its change got lost.
+	// lookAgain is how often a wait reads a record that replicas share, in case the
+	// news of a change got lost.
 	lookAgain = 5 * time.Second
-	// claimTTL is how long an OAuth code can be on its way to WeChat and back. A
-	// replica that was killed meanwhile keeps nobody from trying again.
-	claimTTL = 10 * time.Second
-	// sweepEvery is how often the tickets that have ended are forgotten.
-	sweepEvery = 2 * time.Second
 )
 
 var errTooManyTickets = errors.New("too many live tickets")
@@ -99,7 +90,7 @@ type login struct {
 
 // A record is what is known of one ticket. It never changes: another takes its place.
 type record struct {
-	Flow   flow
+	Flow   flow   // "" of what is no login, but kept beside
 	QR     string // flow A: what the QR code says; flow C: the digits
 	Asker  asker  // who asked for the ticket
 	Status status
@@ -111,21 +102,20 @@ type record struct {
 	held   string    // in Redis: the record as it is there
 }
 
-// An attempt is an OAuth code that a phone has brought.
-type attempt struct {
-	Code    key       // its digest
-	Outcome outcome   // outcomeNone while it is being exchanged
-	Since   time.Time // when that began
-}
-
-// lost tells whether nobody exchanges the code any more.
-func (a attempt) lost() bool { return a.Outcome == outcomeNone && time.Since(a.Since) > claimTTL }
-
 // waits tells whether somebody may still log in, or confirm, with the ticket.
 func (r *record) waits() bool { return r.Status == statusPending || r.Status == statusScanned }
 
 // left returns how long the ticket's status can last.
 func (r *record) left() time.Duration { return time.Until(r.Ends) }
+
+// now returns the record if it has not ended, else one of the status expired. There
+// may be none: r may be nil.
+func (r *record) now() record {
+	if r == nil || r.left() <= 0 {
+		return record{Status: statusExpired}
+	}
+	return *r
+}
 
 // A store holds the rules of a ticket's life. Every change is one swap of the
 // ticket's record for the next, and whoever won the swap does what
@@ -134,7 +124,7 @@ type store struct {
 	ttl       time.Duration
 	confirm   bool // a scan must be confirmed
 	records   records
-	lookAgain time.Duration         // how often who waits looks, in case nobody wakes them
+	lookAgain time.Duration         // how often a wait looks again, in case nobody wakes it
 	waiting   waiters               // who waits for a change
 	event     func(k key, r record) // is told of each new status of a ticket
 }
@@ -154,63 +144,69 @@ type records interface {
 }
 
 // newStore returns a store whose tickets each wait for ttl.
-func newStore(ttl time.Duration, records records) *store {
-	return &store{ttl: ttl, records: records, lookAgain: time.Hour, event: func(key, record) {}}
+func newStore(ttl time.Duration, kept records) *store {
+	return &store{ttl: ttl, records: kept, lookAgain: time.Hour, event: func(key, record) {},
+		waiting: waiters{byKey: make(map[key]*waiter)}}
 }
 
 // begin makes ticket the ticket of a wait that starts now. It returns
 // errTooManyTickets at the cap, and an error rather than give one ticket to two
 // browsers.
-func (s *store) begin(ctx context.Context, ticket string, flow flow, qr string, asker asker) error {
-	k, now := digest(ticket), time.Now()
-	r := record{Flow: flow, QR: qr, Asker: asker, Status: statusPending, Since: now, Ends: now.Add(s.ttl)}
-	switch added, err := s.records.add(ctx, k, &r); {
-	case err != nil:
-		return err
-	case !added:
-		return errors.New("this ticket was issued before")
+func (s *store) begin(ctx context.Context, ticket string, f flow, qr string, by asker) error {
+	now := time.Now()
+	_, isNew, err := s.keep(ctx, digest(ticket), record{Flow: f, QR: qr, Asker: by, Status: statusPending,
+		Since: now, Ends: now.Add(s.ttl)})
+	if err == nil && !isNew {
+		err = errors.New("this ticket was issued before")
 	}
-	s.event(k, r)
-	return nil
+	return err
 }
 
 // look returns the record of a ticket, exact to the nanosecond: of one that has
 // ended, or never was, it has the status expired and nothing else.
 func (s *store) look(ctx context.Context, k key) (record, error) {
 	r, err := s.records.get(ctx, k)
-	if err != nil || r == nil || r.left() <= 0 {
-		return record{Status: statusExpired}, err
-	}
-	return *r, nil
+	return r.now(), err
 }
 
-// change swaps the record of a ticket for what next makes of it, and wakes who
-// waits. It returns the record that holds now, and whether that is next's: next
-// returns false to leave the record as it is. When others change the record
-// meanwhile, next sees theirs.
+// change swaps the record of a ticket, as look returns it, for what next makes of
+// it, and wakes whoever waits. It returns the record that holds now, and whether that is
+// next's: next returns false to leave the record as it is. When others change the
+// record meanwhile, next sees theirs.
 func (s *store) change(ctx context.Context, k key, next func(record) (record, bool)) (record, bool, error) {
 	for {
 		old, err := s.records.get(ctx, k)
-		if err != nil || old == nil || old.left() <= 0 {
-			return record{Status: statusExpired}, false, err
-		}
-		r, ok := next(*old)
-		if !ok {
-			return *old, false, nil
-		}
-		won, err := s.records.swap(ctx, k, old, &r)
+		held := old.now()
 		if err != nil {
-			return record{Status: statusExpired}, false, err
+			return held, false, err
 		}
-		if !won {
-			continue
+		r, ok := next(held)
+		if !ok {
+			return held, false, nil
+		}
+		if old == nil {
+			ok, err = s.records.add(ctx, k, &r)
+		} else {
+			ok, err = s.records.swap(ctx, k, old, &r)
+		}
+		if err != nil {
+			return held, false, err
+		}
+		if !ok {
+			continue // somebody was first
 		}
 		s.waiting.wake(k)
-		if r.Status != old.Status {
+		if r.Flow != "" && r.Status != held.Status {
 			s.event(k, r)
 		}
 		return r, true, nil
 	}
+}
+
+// keep puts r under k, unless a live record is there. It returns the record that is
+// there now, and whether that is r.
+func (s *store) keep(ctx context.Context, k key, r record) (record, bool, error) {
+	return s.change(ctx, k, func(held record) (record, bool) { return r, held.Status == statusExpired })
 }
 
 // become returns r with its next status, which ends after life.
@@ -232,12 +228,9 @@ func (s *store) logIn(r record, who login) record {
 // complete logs somebody in. It is true for the one call that did: the first
 // while the ticket waits, through the ticket's own flow. Any other changes
 // nothing.
-func (s *store) complete(ctx context.Context, k key, flow flow, who login) (record, bool, error) {
+func (s *store) complete(ctx context.Context, k key, f flow, who login) (record, bool, error) {
 	return s.change(ctx, k, func(r record) (record, bool) {
-		if r.Status != statusPending || r.Flow != flow {
-			return r, false
-		}
-		return s.logIn(r, who), true
+		return s.logIn(r, who), r.Status == statusPending && r.Flow == f
 	})
 }
 
@@ -245,74 +238,13 @@ func (s *store) complete(ctx context.Context, k key, flow flow, who login) (reco
 // false if none is waited for.
 func (s *store) decide(ctx context.Context, k key, yes bool) (bool, error) {
 	_, decided, err := s.change(ctx, k, func(r record) (record, bool) {
-		switch {
-		case r.Status != statusScanned:
-			return r, false
-		case yes:
-			return r.become(statusDone, resultTTL), true
+		next := r.become(statusDone, resultTTL)
+		if !yes {
+			next.Status, next.Login = statusDeclined, login{}
 		}
-		r.Login = login{}
-		return r.become(statusDeclined, resultTTL), true
+		return next, r.Status == statusScanned
 	})
 	return decided, err
-}
-
-// An outcome is what came of an OAuth code.
-type outcome string
-
-const (
-	outcomeNone        outcome = "" // none yet: the code is being exchanged
-	outcomeLogin       outcome = "login"
-	outcomeUsed        outcome = "used"
-	outcomeExpired     outcome = "expired" // too old, or made up
-	outcomeSnapshot    outcome = "snapshot"
-	outcomeUnavailable outcome = "unavailable"
-)
-
-// outcome returns what came of an OAuth code, outcomeExpired for one that is
-// not known.
-func (r *record) outcome(code string) (came outcome, known bool) {
-	for _, a := range r.Codes {
-		if a.Code == digest(code) {
-			return a.Outcome, true
-		}
-	}
-	return outcomeExpired, false
-}
-
-// claim notes that an OAuth code is to be exchanged for a login. It is true for
-// the one call that is to do so, over all replicas, and to settle the code within
-// claimTTL. Otherwise the ticket knows the code, or takes none any more.
-func (s *store) claim(ctx context.Context, k key, code string) (record, bool, error) {
-	return s.change(ctx, k, func(r record) (record, bool) {
-		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), attempt.lost)
-		if _, known := r.outcome(code); known || r.Status != statusPending || r.Flow != flowAuth ||
-			len(r.Codes) >= maxCodes {
-			return r, false
-		}
-		r.Codes = append(r.Codes, attempt{Code: digest(code), Since: time.Now()})
-		return r, true
-	})
-}
-
-// settle notes what came of a code that was claimed; with outcomeLogin it logs
-// who in, unless somebody was first. A code that WeChat calls invalid is
-// forgotten: whoever makes codes up must not use up the ticket.
-func (s *store) settle(ctx context.Context, k key, code string, came outcome, who login) (record, error) {
-	r, _, err := s.change(ctx, k, func(r record) (record, bool) {
-		switch {
-		case came == outcomeLogin && r.Status == statusPending:
-			r = s.logIn(r, who)
-		case came == outcomeLogin:
-			came = outcomeUsed
-		}
-		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), func(a attempt) bool { return a.Code == digest(code) })
-		if came != outcomeExpired {
-			r.Codes = append(r.Codes, attempt{Code: digest(code), Outcome: came})
-		}
-		return r, true
-	})
-	return r, err
 }
 
 // wait returns as soon as news says so of the ticket's record, or nothing more can be
@@ -356,9 +288,6 @@ func (w *waiters) join(k key) *waiter {
 	c := w.byKey[k]
 	if c == nil {
 		c = &waiter{woken: make(chan struct{})}
-		if w.byKey == nil {
-			w.byKey = make(map[key]*waiter)
-		}
 		w.byKey[k] = c
 	}
 	c.count++
@@ -388,7 +317,7 @@ func (w *waiters) wake(k key) {
 func (w *waiters) wakeAll() {
 	w.mu.Lock()
 	all := w.byKey
-	w.byKey = nil
+	w.byKey = make(map[key]*waiter)
 	w.mu.Unlock()
 	for _, c := range all {
 		close(c.woken)

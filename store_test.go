@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
+	"io"
 	"maps"
+	"net"
 	"os"
 	"strconv"
 	"sync"
@@ -35,17 +39,11 @@ func emptyStore(t testing.TB, ttl time.Duration, max int64) *store {
 	return newStore(ttl, r)
 }
 
-// start begins a ticket of flow A.
-func (s *store) start(t testing.TB, ticket string) key {
+// start begins a ticket of a flow.
+func (s *store) start(t testing.TB, f flow) key {
 	t.Helper()
-	must(t, s.begin(t.Context(), ticket, flowScan, "http://weixin.qq.com/q/02abc", asker{}))
-	return digest(ticket)
-}
-
-// startAuth begins a ticket of flow B.
-func (s *store) startAuth(t testing.TB, ticket string) key {
-	t.Helper()
-	must(t, s.begin(t.Context(), ticket, flowAuth, "https://open.weixin.qq.com/x", asker{}))
+	ticket := rand.Text()
+	must(t, s.begin(t.Context(), ticket, f, "http://weixin.qq.com/q/02abc", asker{}))
 	return digest(ticket)
 }
 
@@ -64,6 +62,14 @@ func (s *store) scans(t testing.TB, k key, openID string) bool {
 	return first
 }
 
+// claims tells whether a code is to be exchanged.
+func (s *store) claims(t testing.TB, k key, code string) bool {
+	t.Helper()
+	_, first, err := s.claim(t.Context(), k, code)
+	must(t, err)
+	return first
+}
+
 func TestDigest(t *testing.T) {
 	// printf secret | sha256sum | cut -c 1-32
 	const want = "2bb80d537b1da3e38bd30361aa855686"
@@ -77,33 +83,21 @@ func TestDigest(t *testing.T) {
 	}
 }
 
-func TestTicketExpiresToTheNanosecond(t *testing.T) {
+func TestATicketAndItsResultEndToTheNanosecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := emptyStore(t, 5*time.Minute, 10)
-		k := s.start(t, "t")
+		unscanned, k := s.start(t, flowScan), s.start(t, flowScan)
 		time.Sleep(5*time.Minute - 1)
-		if got := s.stands(t, k).Status; got != statusPending {
-			t.Errorf("1 ns before its end the ticket is %q", got)
-		}
-		time.Sleep(time.Nanosecond)
-		if got := s.stands(t, k).Status; got != statusExpired || s.scans(t, k, "late") {
-			t.Errorf("at its end the ticket is %q, or logs in", got)
-		}
-	})
-}
-
-func TestResultStaysReadableThenGoes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := emptyStore(t, time.Minute, 10)
-		k := s.start(t, "t")
-		time.Sleep(59 * time.Second)
+		equal(t, "1 ns before its end a ticket is", s.stands(t, unscanned).Status, statusPending)
 		if !s.scans(t, k, "alice") || s.scans(t, k, "bob") {
 			t.Fatal("a live ticket logs in nobody, or two")
 		}
-		time.Sleep(resultTTL - 1) // beyond the end of the wait
-		if r := s.stands(t, k); r.Status != statusDone || r.Login.OpenID != "alice" {
-			t.Errorf("the result is %+v", r)
+		time.Sleep(time.Nanosecond)
+		if got := s.stands(t, unscanned).Status; got != statusExpired || s.scans(t, unscanned, "late") {
+			t.Errorf("at its end the ticket is %q, or logs in", got)
 		}
+		time.Sleep(resultTTL - 2)
+		equal(t, "the result is of", s.stands(t, k).Login.OpenID, "alice")
 		time.Sleep(time.Nanosecond)
 		if got := s.stands(t, k).Status; got != statusExpired || s.scans(t, k, "mallory") {
 			t.Errorf("after its time the result is %q, or a replay revives the ticket", got)
@@ -119,12 +113,11 @@ func TestAScanLeavesTimeToDecide(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := emptyStore(t, 5*time.Minute, 10)
 			s.confirm = true
-			k := s.start(t, "t")
+			k := s.start(t, flowScan)
 			time.Sleep(at)
 			s.scans(t, k, "alice")
-			if r := s.stands(t, k); r.left() != left {
-				t.Errorf("after a scan at %v there are %v to decide, want %v", at, r.left(), left)
-			}
+			r := s.stands(t, k)
+			equal(t, "left to decide", r.left(), left)
 			time.Sleep(left - 1)
 			if decided, err := s.decide(t.Context(), k, true); !decided || err != nil {
 				t.Errorf("a decision in time: %v, %v", decided, err)
@@ -133,24 +126,12 @@ func TestAScanLeavesTimeToDecide(t *testing.T) {
 	}
 }
 
-// counted returns how many records a store in memory holds, as its count says.
-func (s *store) counted(t *testing.T) (held int64) {
-	t.Helper()
-	m := s.records.(*localRecords)
-	for range m.byKey.Range {
-		held++
-	}
-	if counted := m.count.Load(); counted != held {
-		t.Errorf("%d held, %d counted", held, counted)
-	}
-	return held
-}
-
 func TestSweepForgetsWhatHasEndedAndTheCapCountsWhatIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		s := newStore(720*time.Hour, &localRecords{max: 10}) // however long tickets live, results do not stay
+		memory := &localRecords{max: 11}
+		s := newStore(24*time.Hour, memory) // however long tickets live, results do not stay
 		events := make(map[status]int)
 		var mu sync.Mutex
 		s.event = func(_ key, r record) {
@@ -158,9 +139,10 @@ func TestSweepForgetsWhatHasEndedAndTheCapCountsWhatIsKept(t *testing.T) {
 			defer mu.Unlock()
 			events[r.Status]++
 		}
-		go s.records.(*localRecords).sweep(ctx, s.event)
+		go memory.sweep(ctx, s.event)
+		s.keep(ctx, key{}, record{Ends: time.Now().Add(resultTTL)}) // which is no ticket, and no event
 		for i := range 10 {
-			if k := s.start(t, strconv.Itoa(i)); i < 4 {
+			if k := s.start(t, flowScan); i < 4 {
 				s.scans(t, k, "o")
 			}
 		}
@@ -168,15 +150,16 @@ func TestSweepForgetsWhatHasEndedAndTheCapCountsWhatIsKept(t *testing.T) {
 			after  time.Duration
 			held   int64
 			isFull bool
-		}{{resultTTL - 1, 10, true}, {sweepEvery, 6, false}, {720 * time.Hour, 0, false}} {
+		}{{resultTTL - 1, 11, true}, {sweepEvery, 6, false}, {24 * time.Hour, 0, false}} {
 			time.Sleep(step.after)
 			synctest.Wait()
-			if got := s.counted(t); got != step.held {
-				t.Errorf("%d held, want %d", got, step.held)
+			held := int64(0)
+			for range memory.byKey.Range {
+				held++
 			}
-			if err := s.records.ready(); errors.Is(err, errTooManyTickets) != step.isFull {
-				t.Errorf("with %d held: %v", step.held, err)
-			}
+			equal(t, "held", held, step.held)
+			equal(t, "counted", memory.count.Load(), held)
+			equal(t, "full", errors.Is(memory.ready(), errTooManyTickets), step.isFull)
 			if step.isFull && !errors.Is(s.begin(ctx, "one more", flowScan, "x", asker{}), errTooManyTickets) {
 				t.Error("there is a ticket over the cap")
 			}
@@ -188,27 +171,21 @@ func TestSweepForgetsWhatHasEndedAndTheCapCountsWhatIsKept(t *testing.T) {
 	})
 }
 
-func TestTicketBelongsToItsFlow(t *testing.T) {
+func TestATicketIsIssuedOnceForItsFlow(t *testing.T) {
 	s := emptyStore(t, time.Minute, 10)
-	scan, auth := s.start(t, "a"), s.startAuth(t, "b")
-	if _, first, _ := s.complete(t.Context(), scan, flowAuth, login{OpenID: "o"}); first || s.scans(t, auth, "o") {
+	scan, auth := s.start(t, flowScan), s.start(t, flowAuth)
+	if _, first, _ := s.complete(t.Context(), scan, flowAuth, login{OpenID: "o"}); first || s.scans(t, auth, "o") ||
+		s.claims(t, scan, "code") {
 		t.Error("a ticket is completed through the other flow")
 	}
-	if _, first, _ := s.claim(t.Context(), scan, "code"); first {
-		t.Error("a ticket of flow A takes an OAuth code")
-	}
-	if s.scans(t, digest("never issued"), "o") || s.scans(t, key{}, "o") {
+	if s.scans(t, digest("never issued"), "o") || s.scans(t, key{}, "o") || s.claims(t, key{}, "code") {
 		t.Error("a ticket that was never issued is completed")
 	}
-}
-
-func TestTicketIsIssuedOnce(t *testing.T) {
-	s := emptyStore(t, time.Minute, 10)
-	s.start(t, "t")
+	must(t, s.begin(t.Context(), "t", flowScan, "x", asker{}))
 	if s.begin(t.Context(), "t", flowScan, "x", asker{}) == nil {
 		t.Error("one ticket is given to two browsers")
 	}
-	if _, inMemory := s.records.(*localRecords); inMemory && s.counted(t) != 1 {
+	if memory, ok := s.records.(*localRecords); ok && memory.count.Load() != 3 {
 		t.Error("it is counted twice")
 	}
 }
@@ -218,8 +195,7 @@ func isNews(r *record) bool { return r.Status != statusPending }
 func TestAllWaitersWakeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := emptyStore(t, time.Minute, 10)
-		k := s.start(t, "t")
-		start := time.Now()
+		k, start := s.start(t, flowScan), time.Now()
 		var woken atomic.Int32
 		for range 100 {
 			go func() {
@@ -230,6 +206,7 @@ func TestAllWaitersWakeAtOnce(t *testing.T) {
 				}
 			}()
 		}
+		go s.wait(t.Context(), k, time.Second, isNews) // who leaves takes nobody along
 		time.Sleep(3 * time.Second)
 		s.scans(t, k, "alice")
 		if synctest.Wait(); woken.Load() != 100 || len(s.waiting.byKey) != 0 {
@@ -250,97 +227,103 @@ func TestWaitEnds(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			s := emptyStore(t, test.ttl, 10)
-			k := s.start(t, "t")
+			k, start := s.start(t, flowScan), time.Now()
 			ctx, cancel := context.WithTimeout(t.Context(), test.cancel)
 			defer cancel()
-			start := time.Now()
 			s.wait(ctx, k, test.wait, func(*record) bool { return false })
-			took := time.Since(start)
-			r, err := s.look(t.Context(), k)
-			must(t, err)
-			if r.Status != test.want || took != test.took {
-				t.Errorf("%s: %q after %v, want %q after %v", name, r.Status, took, test.want, test.took)
-			}
-			if len(s.waiting.byKey) != 0 {
-				t.Errorf("%s: somebody still waits", name)
-			}
+			equal(t, name+" after", time.Since(start), test.took)
+			equal(t, name, s.stands(t, k).Status, test.want)
+			equal(t, name+" there wait", len(s.waiting.byKey), 0)
 		})
 	}
+}
+
+func TestAWaitLooksAgainWhereNobodyWakesIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := emptyStore(t, time.Minute, 10)
+		s.lookAgain = lookAgain
+		k, start, other := s.start(t, flowScan), time.Now(), newStore(time.Minute, s.records)
+		time.AfterFunc(time.Second, func() { other.scans(t, k, "alice") })
+		s.wait(t.Context(), k, 25*time.Second, isNews)
+		equal(t, "news of another replica after", time.Since(start), lookAgain)
+	})
 }
 
 func TestNoWakeUpIsLost(t *testing.T) {
 	s := emptyStore(t, time.Minute, 10_000)
-	for i := range 500 {
-		k := s.start(t, strconv.Itoa(i))
+	for range 500 {
+		k := s.start(t, flowScan)
 		var wg sync.WaitGroup
 		wg.Go(func() { s.scans(t, k, "alice") })
 		s.wait(t.Context(), k, 20*time.Second, isNews)
-		r, err := s.look(t.Context(), k)
-		if wg.Wait(); err != nil || r.Status != statusDone {
-			t.Fatalf("%q, %v", r.Status, err)
+		if wg.Wait(); s.stands(t, k).Status != statusDone {
+			t.Fatal(s.stands(t, k).Status)
 		}
 	}
 }
 
-// raced runs a hundred calls at once, and returns which succeed.
-func raced(call func(i int) bool) (winners []int) {
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	start := make(chan struct{})
-	for i := range 100 {
-		wg.Go(func() {
-			<-start // so that all are at it at once
-			if call(i) {
-				mu.Lock()
-				defer mu.Unlock()
-				winners = append(winners, i)
+// TestOneCallWinsAnyRace has a hundred people scan at once, decide at once, and come
+// with one code at once.
+func TestOneCallWinsAnyRace(t *testing.T) {
+	for range 20 {
+		s := emptyStore(t, time.Minute, 10)
+		s.confirm = true
+		scanned, auth := s.start(t, flowScan), s.start(t, flowAuth)
+		raced := func(call func(i int) bool) (winner int) {
+			var won atomic.Int32
+			var all sync.WaitGroup
+			start := make(chan struct{})
+			for i := range 100 {
+				all.Go(func() {
+					<-start // so that all are at it at once
+					if call(i) {
+						won.Add(1)
+						winner = i // of one alone; else -race tells
+					}
+				})
 			}
-		})
-	}
-	close(start)
-	wg.Wait()
-	return winners
-}
-
-func TestFirstScanWinsARace(t *testing.T) {
-	s := emptyStore(t, time.Minute, 10_000)
-	for i := range 20 {
-		k := s.start(t, strconv.Itoa(i))
-		winners := raced(func(i int) bool { return s.scans(t, k, strconv.Itoa(i)) })
-		if got := s.stands(t, k).Login.OpenID; len(winners) != 1 || got != strconv.Itoa(winners[0]) {
-			t.Fatalf("%v won, %q is logged in", winners, got)
+			close(start)
+			all.Wait()
+			equal(t, "winners", won.Load(), 1)
+			return winner
 		}
+		scan := raced(func(i int) bool { return s.scans(t, scanned, strconv.Itoa(i)) })
+		equal(t, "logged in", s.stands(t, scanned).Login.OpenID, strconv.Itoa(scan))
+		decision := raced(func(i int) bool {
+			ok, err := s.decide(t.Context(), scanned, i%2 == 0)
+			return ok && err == nil
+		})
+		want, openID := statusDeclined, ""
+		if decision%2 == 0 {
+			want, openID = statusDone, strconv.Itoa(scan)
+		}
+		equal(t, "decided", s.stands(t, scanned).Status, want)
+		equal(t, "after the decision, logged in", s.stands(t, scanned).Login.OpenID, openID)
+		raced(func(int) bool { return s.claims(t, auth, "code") })
 	}
 }
 
-func TestOneDecisionUnderAnyRace(t *testing.T) {
-	s := emptyStore(t, time.Minute, 10)
-	s.confirm = true
-	k := s.start(t, "t")
-	s.scans(t, k, "alice")
-	winners := raced(func(i int) bool {
-		ok, err := s.decide(t.Context(), k, i%2 == 0)
-		return ok && err == nil
-	})
-	r := s.stands(t, k)
-	if len(winners) != 1 || (r.Status == statusDone) != (winners[0]%2 == 0) ||
-		(r.Status == statusDone) != (r.Login.OpenID == "alice") {
-		t.Errorf("%v decided: %+v", winners, r)
-	}
+// A rival is somebody who once changes a record just before another's swap.
+type rival struct {
+	records
+	change func() // nil when it has
 }
 
-func TestACodeIsClaimedOnce(t *testing.T) {
+func (r *rival) swap(ctx context.Context, k key, old, next *record) (bool, error) {
+	if change := r.change; change != nil {
+		r.change = nil
+		change()
+	}
+	return r.records.swap(ctx, k, old, next)
+}
+
+func TestTheFirstCodeThatIsSettledLogsIn(t *testing.T) {
 	s := emptyStore(t, time.Minute, 10)
-	k := s.startAuth(t, "t")
-	claims := func(code string) bool {
-		_, first, err := s.claim(t.Context(), k, code)
-		return first && err == nil
-	}
-	if winners := raced(func(int) bool { return claims("code") }); len(winners) != 1 {
-		t.Errorf("%d claims of one code", len(winners))
-	}
-	if !claims("another's") {
-		t.Error("another person has to wait for the first")
+	k := s.start(t, flowAuth)
+	claimed := false
+	s.records = &rival{s.records, func() { claimed = s.claims(t, k, "another's") }}
+	if !s.claims(t, k, "code") || !claimed {
+		t.Error("of two people at once, one is turned away")
 	}
 	for _, test := range []struct {
 		code string
@@ -352,7 +335,7 @@ func TestACodeIsClaimedOnce(t *testing.T) {
 			t.Errorf("what came of %q: %q, want %q; logged in: %+v", test.code, got, test.want, r.Login)
 		}
 	}
-	if claims("third") {
+	if s.claims(t, k, "third") {
 		t.Error("a finished ticket takes a code")
 	}
 }
@@ -360,25 +343,38 @@ func TestACodeIsClaimedOnce(t *testing.T) {
 func TestACodeWhoseReplicaDiedIsClaimedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := emptyStore(t, time.Minute, 10)
-		k := s.startAuth(t, "t")
-		s.claim(t.Context(), k, "code")
+		k := s.start(t, flowAuth)
+		s.claims(t, k, "code")
 		time.Sleep(claimTTL)
-		if _, again, err := s.claim(t.Context(), k, "code"); again || err != nil {
-			t.Errorf("while it may be on its way: %v, %v", again, err)
-		}
+		equal(t, "while it may be on its way", s.claims(t, k, "code"), false)
 		time.Sleep(time.Nanosecond)
-		if r, again, err := s.claim(t.Context(), k, "code"); !again || err != nil || len(r.Codes) != 1 {
-			t.Errorf("later: %v, %v, %d codes", again, err, len(r.Codes))
+		equal(t, "later", s.claims(t, k, "code"), true)
+		equal(t, "codes", len(s.stands(t, k).Codes), 1)
+		time.Sleep(time.Minute)
+		r, err := s.settle(t.Context(), k, "code", outcomeLogin, login{OpenID: "alice"})
+		if came, _ := r.outcome("code"); came != outcomeExpired || err != nil || s.stands(t, k).Status != statusExpired {
+			t.Errorf("a code of a ticket that expires meanwhile: %q, %v", came, err)
 		}
+	})
+}
+
+func TestACallbackWaitsForTheFirstWithItsCodeForNineSeconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, start := newWorld(t), time.Now()
+		k := digest(w.begin(t, "getauthqr").Ticket)
+		equal(t, "claimed", w.tickets.claims(t, k, "code"), true)
+		out := w.do("GET", "/wechat/accessusercode?code=code&state="+k.String(), "")
+		equal(t, "leads", out.Header().Get("Location"), notConfirmed+"unavailable")
+		equal(t, "after", time.Since(start), requestTimeout)
 	})
 }
 
 func TestInvalidCodesDoNotUseUpATicket(t *testing.T) {
 	s := emptyStore(t, time.Minute, 10)
-	k := s.startAuth(t, "t")
+	k := s.start(t, flowAuth)
 	for i := range 5 * maxCodes {
 		code := strconv.Itoa(i)
-		if _, first, _ := s.claim(t.Context(), k, code); !first {
+		if !s.claims(t, k, code) {
 			t.Fatalf("code %d is not taken", i)
 		}
 		r, _ := s.settle(t.Context(), k, code, outcomeExpired, login{})
@@ -387,22 +383,31 @@ func TestInvalidCodesDoNotUseUpATicket(t *testing.T) {
 		}
 	}
 	for i := range maxCodes {
-		s.claim(t.Context(), k, strconv.Itoa(i))
+		equal(t, "a code that is being exchanged is taken", s.claims(t, k, strconv.Itoa(i)), true)
 	}
-	if r, first, _ := s.claim(t.Context(), k, "one more"); first || len(r.Codes) != maxCodes {
-		t.Errorf("%d codes are kept, want %d", len(r.Codes), maxCodes)
-	}
+	equal(t, "one more is taken", s.claims(t, k, "one more"), false)
+	equal(t, "codes", len(s.stands(t, k).Codes), maxCodes)
 }
 
-func TestACodeOfATicketThatExpiresMeanwhileIsNoLogin(t *testing.T) {
+func TestABegunTicketWhoseAnswerWasLostIsItsAuthors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := emptyStore(t, time.Minute, 10)
-		k := s.startAuth(t, "t")
-		s.claim(t.Context(), k, "code")
-		time.Sleep(time.Minute)
-		r, err := s.settle(t.Context(), k, "code", outcomeLogin, login{OpenID: "alice"})
-		if came, _ := r.outcome("code"); came != outcomeExpired || err != nil {
-			t.Errorf("%q, %v", came, err)
+		var kept string
+		r, _ := fakeRedis(t, func(n int, conn net.Conn, commands *bufio.Reader) {
+			for args := readCommand(commands); args != nil; args = readCommand(commands) {
+				switch {
+				case args[0] == "SET" && n <= redisConns: // keeps it, and dies
+					kept = args[2]
+					return
+				case kept == "":
+					io.WriteString(conn, "$-1\r\n")
+				default:
+					fmt.Fprintf(conn, "$%d\r\n%s\r\n", len(kept), kept)
+				}
+			}
+		})
+		for range redisConns {
+			r.read(t.Context(), "a")
 		}
+		newStore(time.Minute, r).start(t, flowScan)
 	})
 }
