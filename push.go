@@ -36,12 +36,12 @@ type event struct {
 	FromUserName string   // the openid
 	CreateTime   string
 	MsgType      string
-	Event        string `xml:",omitempty"`
-	EventKey     string `xml:",omitempty"`
-	Ticket       string `xml:",omitempty"`
-	Content      string `xml:",omitempty"`      // of a text
-	MsgID        string `xml:"MsgId,omitempty"` // of a message; an event has none
-	Encrypt      string `xml:",omitempty"`      // in safe mode (消息加解密), the one field that counts
+	Event        string
+	EventKey     string
+	Ticket       string
+	Content      string // of a text
+	MsgID        string `xml:"MsgId"` // of a message; an event has none
+	Encrypt      string // in safe mode (消息加解密), the one field that counts
 }
 
 // scan tells whether the event is the scan of a parametric QR code, by a
@@ -203,9 +203,24 @@ func (c *config) pushLife() time.Duration {
 	return 2*c.maxSkew + time.Second
 }
 
-// cdata is a string that WeChat wants in a CDATA section.
-type cdata struct {
-	Text string `xml:",cdata"`
+// A cdata is a text that WeChat puts, and wants, into a CDATA section.
+type cdata string
+
+func (c cdata) MarshalXML(e *xml.Encoder, start xml.StartElement) error {
+	return e.EncodeElement(struct {
+		Text string `xml:",cdata"`
+	}{string(c)}, start)
+}
+
+// A message goes to the account, or from it.
+type message struct {
+	XMLName                  xml.Name `xml:"xml"`
+	ToUserName, FromUserName cdata
+	CreateTime               string // Unix seconds
+	MsgType                  cdata
+	Event, EventKey, Ticket  cdata  `xml:",omitempty"`
+	Content                  cdata  `xml:",omitempty"`
+	MsgID                    string `xml:"MsgId,omitempty"`
 }
 
 // beijing is the time of WeChat's users, whatever the server's.
@@ -231,14 +246,8 @@ func (s *server) loginText(k key, ticket record) string {
 // text; sealed, if there is a key.
 func (c *config) passiveReply(to *event, text string) ([]byte, error) {
 	timestamp, nonce := unixNow(), rand.Text()
-	reply, err := xml.Marshal(struct {
-		XMLName                                    xml.Name `xml:"xml"`
-		ToUserName, FromUserName, MsgType, Content cdata
-		CreateTime                                 string // Unix seconds
-	}{
-		ToUserName: cdata{to.FromUserName}, FromUserName: cdata{to.ToUserName}, MsgType: cdata{"text"},
-		Content: cdata{text}, CreateTime: timestamp,
-	})
+	reply, err := xml.Marshal(message{ToUserName: cdata(to.FromUserName), FromUserName: cdata(to.ToUserName),
+		CreateTime: timestamp, MsgType: "text", Content: cdata(text)})
 	if err != nil || c.aesKey == nil {
 		return reply, err
 	}
@@ -257,15 +266,15 @@ func (c *config) signedQuery() url.Values {
 }
 
 // signedPush returns an event as WeChat pushes it: its query and its body.
-func (c *config) signedPush(openID, name, eventKey, ticket string) (url.Values, []byte, error) {
-	return c.signedBody(event{ToUserName: "gh_0123456789ab", FromUserName: openID, CreateTime: unixNow(),
-		MsgType: "event", Event: name, EventKey: eventKey, Ticket: ticket})
+func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values, []byte, error) {
+	return c.signedBody(message{ToUserName: "gh_0123456789ab", FromUserName: cdata(openID), CreateTime: unixNow(),
+		MsgType: "event", Event: cdata(event), EventKey: cdata(eventKey), Ticket: cdata(ticket)})
 }
 
 // signedText returns a text message as WeChat pushes it: its query and its body.
 func (c *config) signedText(openID, content string) (url.Values, []byte, error) {
-	return c.signedBody(event{ToUserName: "gh_0123456789ab", FromUserName: openID, CreateTime: unixNow(),
-		MsgType: "text", Content: content, MsgID: strconv.FormatInt(mathrand.Int64(), 10)})
+	return c.signedBody(message{ToUserName: "gh_0123456789ab", FromUserName: cdata(openID), CreateTime: unixNow(),
+		MsgType: "text", Content: cdata(content), MsgID: strconv.FormatInt(mathrand.Int64(), 10)})
 }
 
 // signedBody returns a push's query and body, signed, and sealed if there is a key.

@@ -1,14 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
-	"io"
 	"maps"
-	"net"
 	"os"
 	"strconv"
 	"sync"
@@ -387,27 +383,4 @@ func TestInvalidCodesDoNotUseUpATicket(t *testing.T) {
 	}
 	equal(t, "one more is taken", s.claims(t, k, "one more"), false)
 	equal(t, "codes", len(s.stands(t, k).Codes), maxCodes)
-}
-
-func TestABegunTicketWhoseAnswerWasLostIsItsAuthors(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var kept string
-		r, _ := fakeRedis(t, func(n int, conn net.Conn, commands *bufio.Reader) {
-			for args := readCommand(commands); args != nil; args = readCommand(commands) {
-				switch {
-				case args[0] == "SET" && n <= redisConns: // keeps it, and dies
-					kept = args[2]
-					return
-				case kept == "":
-					io.WriteString(conn, "$-1\r\n")
-				default:
-					fmt.Fprintf(conn, "$%d\r\n%s\r\n", len(kept), kept)
-				}
-			}
-		})
-		for range redisConns {
-			r.read(t.Context(), "a")
-		}
-		newStore(time.Minute, r).start(t, flowScan)
-	})
 }
