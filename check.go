@@ -27,7 +27,6 @@ const checkUsage = `wxscan check: say what is wrong with the set-up, how to mend
 run it while the server runs, with the same settings
   -json             a JSON object a line
   -demo             check a wxscan -demo that runs here
-  -env              a file of lines NAME=value, for what the environment does not set
 and the settings, by flag or environment:
 `
 
@@ -35,7 +34,6 @@ const checkUsageInChinese = `wxscan check：检查各项配置：哪里不对、
 请在服务运行时，用同样的设置运行
   -json             每行输出一个 JSON 对象
   -demo             检查本机正在运行的 wxscan -demo
-  -env              设置文件，每行 NAME=value，用于环境变量中没有的设置
 以及下列设置，可用选项或环境变量：
 `
 
@@ -78,10 +76,6 @@ func check(ctx context.Context, args []string, getenv func(string) string, stdou
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	flags.BoolVar(&d.asJSON, "json", false, "")
 	err := d.config.parse(flags, args, getenv)
-	if errors.Is(err, flag.ErrHelp) {
-		printHelp(stdout, l, l.choose(checkUsage, checkUsageInChinese)+settingsHelp(l))
-		return nil
-	}
 	verdict := l.errorf("check: not everything is in place", "check：配置尚有问题")
 	if wrong, ok := errors.AsType[*settingsError](err); ok {
 		for _, line := range wrong.lines {

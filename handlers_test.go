@@ -65,7 +65,7 @@ func (b *syncBuffer) String() string {
 // NAME=value. Its tickets are in the Redis of WXSCAN_REDIS, if that is set.
 func newWorld(t testing.TB, settings ...string) *world {
 	t.Helper()
-	config, err := parseConfig([]string{"-demo"}, only(append(settings, "WECHAT_TOKEN="+testToken)...), io.Discard)
+	config, err := parseConfig([]string{"-demo"}, only(append(settings, "WECHAT_TOKEN="+testToken)...))
 	must(t, err)
 	config.simulate(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80})
 	w := &world{logged: new(syncBuffer), answers: new(syncBuffer), begun: new(syncBuffer), calls: make(map[string]int)}

@@ -85,7 +85,6 @@ const usage = `wxscan: log in to a web page by scanning a QR code with WeChat
   wxscan version    or -version
 check -h and sign -h say what these take. Flags, and the environment where a flag is not given:
   -demo             simulate WeChat: anyone can log in as anyone
-  -env              a file of lines NAME=value, for what the environment does not set
 `
 
 const usageInChinese = `wxscan：用微信扫码登录网页
@@ -96,41 +95,58 @@ const usageInChinese = `wxscan：用微信扫码登录网页
   wxscan version    显示版本，也可用 -version
 check 和 sign 的选项见 check -h、sign -h。选项如下，未给出时取环境变量：
   -demo             模拟微信：任何人都能以任何身份登录
-  -env              设置文件，每行 NAME=value，用于环境变量中没有的设置
 `
+
+// help returns what a command answers to -h.
+func help(l language, command string) string {
+	var text string
+	switch command {
+	case "check":
+		text = l.choose(checkUsage, checkUsageInChinese) + settingsHelp(l)
+	case "sign":
+		text = l.choose(signUsage, signUsageInChinese)
+	default:
+		text = l.choose(usage, usageInChinese) + settingsHelp(l)
+	}
+	return text + l.choose("README.md, beside the source, has more: the set-up step by step, examples, deployment.\n",
+		"更多内容（逐步设置、接入示例、部署）见源码目录中的 README.zh-CN.md。\n")
+}
 
 // run serves until ctx ends, or runs another command. It returns an error, which may
 // have several lines, if it cannot start or if check finds a fault.
-func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	if len(args) == 0 {
-		return runServer(ctx, args, getenv, stdout, stderr)
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) (err error) {
+	l, command := languageOf(getenv), "-"
+	if len(args) > 0 {
+		command = args[0]
 	}
-	switch args[0] {
+	switch command {
 	case "check":
-		return check(ctx, args[1:], getenv, stdout)
+		err = check(ctx, args[1:], getenv, stdout)
 	case "sign":
-		return sign(args[1:], getenv, stdout)
+		err = sign(args[1:], getenv, stdout)
 	case "version", "-version", "--version":
 		if info, ok := debug.ReadBuildInfo(); ok { // go build takes the version from git
 			fmt.Fprintln(stdout, "wxscan", cmp.Or(info.Main.Version, "(devel)"), info.GoVersion)
 		}
-		return nil
 	case "help":
-		args = []string{"-h"}
+		err = flag.ErrHelp
+	default:
+		if !strings.HasPrefix(command, "-") {
+			return l.errorf("unknown command %q: there are check, sign, version and help",
+				"未知命令 %q：可用的有 check、sign、version 和 help", command)
+		}
+		err = runServer(ctx, args, getenv, stdout, stderr)
 	}
-	if !strings.HasPrefix(args[0], "-") {
-		return languageOf(getenv).errorf("unknown command %q: there are check, sign, version and help",
-			"未知命令 %q：可用的有 check、sign、version 和 help", args[0])
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(stdout, help(l, command))
+		return nil
 	}
-	return runServer(ctx, args, getenv, stdout, stderr)
+	return err
 }
 
 func runServer(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	l := languageOf(getenv)
-	c, err := parseConfig(args, getenv, stdout)
-	if errors.Is(err, flag.ErrHelp) {
-		return nil
-	}
+	c, err := parseConfig(args, getenv)
 	if wrong, ok := errors.AsType[*settingsError](err); ok && wrong.isMissing {
 		return l.errorf("%v\nwithout an account, try wxscan -demo", "%v\n没有公众号？可先试用 wxscan -demo", err)
 	}

@@ -106,7 +106,7 @@ func TestASettingThatIsWrongIsNamedInOneLine(t *testing.T) {
 }
 
 func TestDemoTakesNoCertificate(t *testing.T) {
-	_, err := parseConfig([]string{"-demo", "-tls-cert", "x", "-tls-key", "y"}, none, io.Discard)
+	_, err := parseConfig([]string{"-demo", "-tls-cert", "x", "-tls-key", "y"}, none)
 	if err == nil || err.Error() != "TLS_CERT (-tls-cert): must not be set with -demo, which speaks plain http" {
 		t.Error(err)
 	}
@@ -161,7 +161,7 @@ func TestUnknownWordsAreAnsweredWithTheKnownOnes(t *testing.T) {
 func TestSettings(t *testing.T) {
 	parse := func(args []string, getenv func(string) string) config {
 		t.Helper()
-		c, err := parseConfig(args, getenv, io.Discard)
+		c, err := parseConfig(args, getenv)
 		must(t, err)
 		return c
 	}
@@ -204,7 +204,7 @@ func TestEnvFileGivesWhatIsNotSetOtherwise(t *testing.T) {
 	file := written(t, "# a comment\r\n\n ; another\nTICKET_TTL=\"1m\"\r\nMAX_TICKETS= '7' \nQR_RATE=\nADDR=:9\n"+
 		"WECHAT_VERIFY_FILE=MP_verify_x.txt\nLOG_LEVEL=debug\nLOG_LEVEL=warn\nHOME=/nowhere")
 	getenv := with("WECHAT_VERIFY_FILE=MP_verify_y.txt")
-	c, err := parseConfig([]string{"-addr", ":7", "-env", file}, getenv, io.Discard)
+	c, err := parseConfig([]string{"-addr", ":7", "-env", file}, getenv)
 	must(t, err)
 	if c.ttl != time.Minute || c.maxTickets != 7 || c.qrRate != 60 || c.addr.String() != ":7" ||
 		c.verifyFile != "MP_verify_y.txt" || c.logLevel != slog.LevelWarn {
@@ -227,13 +227,13 @@ func TestEnvFileIsTakenByEachCommand(t *testing.T) {
 func TestEnvFileWithWhatSystemdWouldPassOverIsRefused(t *testing.T) {
 	for _, line := range []string{"export WECHAT_TOKEN=hush", "hush", "=hush", "WECHAT_TOKEN =hush", "2=hush",
 		`WECHAT_TOKEN="hush`, `WECHAT_TOKEN=hush\`, `WECHAT_TOKEN="hu\"sh"`, `WECHAT_TOKEN='hush' # why`} {
-		_, err := parseConfig([]string{"-env", written(t, "\n"+line+"\nADDR=:1\n")}, with(), io.Discard)
+		_, err := parseConfig([]string{"-env", written(t, "\n"+line+"\nADDR=:1\n")}, with())
 		if err == nil || !strings.Contains(err.Error(), "line 2: must be NAME=value") ||
 			strings.Contains(err.Error(), "hush") {
 			t.Errorf("%s: %v", line, err)
 		}
 	}
-	if _, err := parseConfig([]string{"-env", "/nowhere"}, with(), io.Discard); err == nil ||
+	if _, err := parseConfig([]string{"-env", "/nowhere"}, with()); err == nil ||
 		err.Error() != `-env: cannot read "/nowhere": is the file there, and may this user read it?` {
 		t.Error(err)
 	}
