@@ -373,7 +373,7 @@ func TestRoutes(t *testing.T) {
 func TestLogin(t *testing.T) {
 	const ok, failed = "/static/html/loginsucceed.html", "/static/html/loginfailed.html?reason="
 	nobody, alice := login{}, login{OpenID: "alice"}
-	profile := login{"alice", "union-alice", "alice", "http://127.0.0.1:80/demo/avatar.svg"}
+	profile := login{"alice", "union-alice", "alice", "http://127.0.0.1:80/static/demo/avatar.svg"}
 	for _, test := range []struct {
 		name, begin, event, setting string
 		shown                       string // on the phone
