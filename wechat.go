@@ -45,9 +45,8 @@ type wechat struct {
 	replicas                  bool                      // other processes fetch access tokens for the account too
 	fetching                  chan struct{}             // holds one element while an access token is fetched
 
-	mu      sync.Mutex // guards the fields below
-	token   accessToken
-	dropped time.Time // when a refused token was last dropped
+	mu    sync.Mutex // guards token
+	token accessToken
 }
 
 // An accessToken is the outcome of the last fetch.
@@ -147,16 +146,16 @@ func (c *wechat) tokenAge() time.Duration {
 	return 0
 }
 
-// dropToken makes the next caller fetch a token, if ours is still the refused one. It
-// is false if a token was dropped within holdOff: then WeChat refuses new ones too.
+// dropToken makes the next caller fetch a token, unless another has replaced the
+// refused one. It is false for one fetched within holdOff: WeChat refuses new ones too.
 func (c *wechat) dropToken(refused string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.token.value == refused {
-		if time.Since(c.dropped) < holdOff {
+		if time.Since(c.token.fetched) < holdOff {
 			return false
 		}
-		c.token, c.dropped = accessToken{}, time.Now()
+		c.token = accessToken{}
 	}
 	return true
 }
