@@ -226,7 +226,8 @@ func (d *demo) userInfo(call apiCall) object {
 		return refuse(48001, "api unauthorized")
 	}
 	return object{"openid": user.of, "nickname": user.of, "sex": 0, "province": "", "city": "", "country": "",
-		"headimgurl": d.config.publicURL + "/static/demo/avatar.svg", "privilege": []string{}, "unionid": "union-" + user.of}
+		"privilege": []string{}, "unionid": "union-" + user.of,
+		"headimgurl": d.config.publicURL + "/static/demo/avatar.svg"}
 }
 
 func (d *demo) showQR(w http.ResponseWriter, r *http.Request) {

@@ -130,7 +130,8 @@ func TestSimulatedStableTokenChanges5MinutesBeforeItsEnd(t *testing.T) {
 
 func TestSimulatorShowsWhatWeChatWould(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const authorize, appID, picture = "/demo/connect/oauth2/authorize?", "appid=" + demoAppID, "/demo/cgi-bin/showqrcode"
+		const authorize, appID = "/demo/connect/oauth2/authorize?", "appid=" + demoAppID
+		const picture = "/demo/cgi-bin/showqrcode?ticket="
 		const code, scope = "&response_type=code", "&scope=snsapi_base"
 		to := func(address string) string { return "&redirect_uri=" + url.QueryEscape(address) }
 		back, state := to("http://127.0.0.1:80/wechat/accessusercode"), "&state="+strings.Repeat("a", 128)
@@ -150,14 +151,14 @@ func TestSimulatorShowsWhatWeChatWould(t *testing.T) {
 			{"one parameter more", authorize + appID + back + code + scope + "&state=a1&lang=zh_CN", 400, "空白页"},
 			{"another scope", authorize + appID + back + code + "&scope=snsapi_login" + state, 400, "空白页"},
 			{"wrong appid", authorize + "appid=wx1" + back + code + scope + state, 400, "10003 appid"},
-			{"another port", authorize + appID + to("http://127.0.0.1:8080/") + code + scope + state, 400, "10003 redirect"},
-			{"ours as a user", authorize + appID + to("http://127.0.0.1:80@m/") + code + scope + state, 400, "10003"},
+			{"another port", authorize + appID + to("http://127.0.0.1:8080/") + code + scope + state, 400, "10003"},
+			{"ours, as a user", authorize + appID + to("http://127.0.0.1:80@m/") + code + scope + state, 400, "10003"},
 			{"a QR code", qr.URL, 200, ""},
 			{"a QR code that has expired", late.URL, 400, "二维码已过期"},
 			{"an unknown QR code", "/demo/q/x", 400, "二维码已过期"},
 			{"a picture", qr.WeChatQRURL, 200, "PNG"},
-			{"a picture of our ticket", picture + "?ticket=" + qr.Ticket, 404, ""},
-			{"a picture of what a link ends with", picture + "?ticket=" + path.Base(qr.URL), 404, ""},
+			{"a picture of our ticket", picture + qr.Ticket, 404, ""},
+			{"a picture of what a link ends with", picture + path.Base(qr.URL), 404, ""},
 		} {
 			looked, pressed := w.do("GET", test.link, ""), w.press(test.link, "alice", "allow")
 			if looked.Code != test.status || !strings.Contains(looked.Body.String(), test.want) {
