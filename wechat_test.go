@@ -252,89 +252,76 @@ func raw(answer string, reset bool) http.HandlerFunc {
 	}
 }
 
-// TestWeChatsFaults has each fault of WeChat's answered within 10 seconds, by
-// what a client can understand, and forgotten after recovery.
+// Three requests in a row run into each fault of WeChat's. Each is answered within 10
+// seconds by what a client can understand, while a push and a parked poll do not
+// notice; after recovery all is well.
 func TestWeChatsFaults(t *testing.T) {
 	const unreachable, refused, timeout = "502 wechat_unreachable", "502 wechat_refused", "504 wechat_timeout"
 	for _, test := range []struct {
 		name    string
 		fault   http.HandlerFunc
 		want    string
-		calls   int  // at most, of the path at fault, for three requests in a row
+		calls   int  // at most, of the path at fault
 		sockets bool // the fault needs real ones
 	}{
 		{"hangs", hang, timeout, 3, false},
 		{"resets", raw("", true), unreachable, 6, true}, // the transport tries a GET twice
 		{"truncated", raw("HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"access_token\":\"t\"", false),
 			unreachable, 3, true},
-		{"not HTTP", raw("SSH-2.0-OpenSSH_9.2\r\n", false), unreachable, 3, true},
-		{"HTML", page(200, "", "<html>busy</html>"), unreachable, 3, false},
 		{"null", page(200, "", "null"), unreachable, 3, false},
-		{"nothing in it", page(200, "", "{}"), unreachable, 3, false},
 		{"wrong types", page(200, "", `{"access_token":7,"ticket":{},"openid":[],"expires_in":"x"}`),
 			unreachable, 3, false},
-		{"8 MiB", page(200, "", strings.Repeat(" ", 8<<20)), unreachable, 3, true},
+		{"8 MiB", page(200, "", strings.Repeat(" ", 8<<20)+`{"access_token":"t","ticket":"t","url":"u","openid":"o"}`),
+			unreachable, 3, true},
 		{"503 with JSON", page(503, "", `{"access_token":"t","ticket":"t","url":"u","openid":"mallory"}`),
 			unreachable, 3, false},
 		{"busy", page(200, "", `{"errcode":-1,"errmsg":"system error"}`), refused, 9, false},
 		{"refused", page(200, "", `{"errcode":45009,"errmsg":"reach max api daily quota limit"}`), refused, 3, false},
 	} {
 		for _, path := range []string{"/cgi-bin/stable_token", "/cgi-bin/qrcode/create", "/sns/oauth2/access_token"} {
+			fails := func(t *testing.T) {
+				w := newWorld(t)
+				if test.sockets {
+					w.wechat.client, w.wechat.apiBase = newHTTPClient(), newLocalServer(t, w.handler)+"/demo"
+				}
+				auth, parked := w.begin(t, "getauthqr"), make(chan pollAnswer, 1)
+				go func() { parked <- w.check(t, auth.Ticket, "30") }()
+				w.setFault(at(path, test.fault))
+				for i := range 3 {
+					start := time.Now()
+					if strings.HasPrefix(path, "/sns/") {
+						back := fmt.Sprintf("/wechat/accessusercode?code=%d&state=%v", i, digest(auth.Ticket))
+						_, reason, _ := strings.Cut(w.do("GET", back, "").Header().Get("Location"), "reason=")
+						equal(t, "the callback's reason", reason, "unavailable")
+					} else {
+						out := w.do("GET", "/wechat/getloginqr", "")
+						var answer struct{ Error string }
+						json.Unmarshal(out.Body.Bytes(), &answer)
+						equal(t, "getloginqr", fmt.Sprint(out.Code, " ", answer.Error), test.want)
+					}
+					if took := time.Since(start); took > 10*time.Second {
+						t.Errorf("took %v", took)
+					}
+					equal(t, "a push", w.push(pushXML("o", "SCAN", "s", "x")).Body.String(), "success")
+				}
+				if got := w.called(path); got > test.calls {
+					t.Errorf("%d calls, want at most %d", got, test.calls)
+				}
+				w.setFault(nil)
+				time.Sleep(holdOff)
+				w.begin(t, "getloginqr")
+				w.scan(auth.Ticket, "alice", "")
+				equal(t, "the parked poll", (<-parked).OpenID, "alice")
+			}
 			t.Run(test.name+path, func(t *testing.T) {
 				if test.sockets {
 					t.Parallel()
-					w := newWorld(t)
-					w.wechat.client, w.wechat.apiBase = newHTTPClient(), newLocalServer(t, w.handler)+"/demo"
-					w.bearFault(t, path, test.fault, test.want, test.calls)
-					return
+					fails(t)
+				} else {
+					synctest.Test(t, fails)
 				}
-				synctest.Test(t, func(t *testing.T) {
-					newWorld(t).bearFault(t, path, test.fault, test.want, test.calls)
-				})
 			})
 		}
-	}
-}
-
-// bearFault makes three requests that run into a fault of a call of WeChat's,
-// then one that does not. None may take 10 seconds; a push and a parked poll
-// must not notice.
-func (w *world) bearFault(t *testing.T, path string, fault http.HandlerFunc, want string, calls int) {
-	auth := w.begin(t, "getauthqr")
-	parked := make(chan pollAnswer, 1)
-	go func() { parked <- w.check(t, auth.Ticket, "30") }()
-	w.setFault(at(path, fault))
-	for i := range 3 {
-		start := time.Now()
-		if strings.HasPrefix(path, "/sns/") {
-			back := fmt.Sprintf("/wechat/accessusercode?code=%d&state=%v", i, digest(auth.Ticket))
-			if got := w.do("GET", back, "").Header().Get("Location"); !strings.HasSuffix(got, "reason=unavailable") {
-				t.Errorf("callback: %s", got)
-			}
-		} else {
-			out := w.do("GET", "/wechat/getloginqr", "")
-			var answer struct{ Error string }
-			json.Unmarshal(out.Body.Bytes(), &answer)
-			if got := fmt.Sprint(out.Code, " ", answer.Error); got != want {
-				t.Errorf("%s, want %s", got, want)
-			}
-		}
-		if took := time.Since(start); took > 10*time.Second {
-			t.Errorf("took %v", took)
-		}
-		if out := w.push(pushXML("o", "SCAN", "s", "x")); out.Body.String() != "success" {
-			t.Errorf("a push notices: %s", out.Body)
-		}
-	}
-	if got := w.called(path); got > calls {
-		t.Errorf("%d calls, want at most %d", got, calls)
-	}
-	w.setFault(nil)
-	time.Sleep(holdOff)
-	w.begin(t, "getloginqr")
-	w.scan(auth.Ticket, "alice", "")
-	if answer := <-parked; answer.OpenID != "alice" {
-		t.Errorf("a parked poll notices: %+v", answer)
 	}
 }
 
