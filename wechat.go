@@ -75,14 +75,10 @@ func newHTTPClient() *http.Client {
 // fetch, and its failure for holdOff. While one of them renews a token that is still
 // valid, the others use it.
 func (c *wechat) accessToken(ctx context.Context) (string, error) {
-	t := c.lastToken()
-	if time.Now().Before(t.renew) {
-		return t.value, t.err
-	}
 	select {
 	case c.fetching <- struct{}{}:
 	default:
-		if time.Now().Before(t.expires) {
+		if t := c.lastToken(); time.Now().Before(t.expires) {
 			return t.value, nil
 		}
 		select {
@@ -92,7 +88,8 @@ func (c *wechat) accessToken(ctx context.Context) (string, error) {
 		}
 	}
 	defer func() { <-c.fetching }()
-	if t = c.lastToken(); time.Now().Before(t.renew) { // fetched while we waited
+	t := c.lastToken()
+	if time.Now().Before(t.renew) {
 		return t.value, t.err
 	}
 	fetched := c.fetchToken(ctx)
