@@ -44,7 +44,7 @@ const maxGrants = 100_000 // bounds the memory of a simulator that strangers can
 // An apiCall is a call of the API: its query, and the fields of its body.
 type apiCall struct {
 	url.Values
-	isMalformed   bool   // the body is no JSON
+	isMalformed   bool   // the body is not JSON
 	GrantType     string `json:"grant_type"`
 	AppID         string `json:"appid"`
 	Secret        string `json:"secret"`

@@ -27,8 +27,8 @@ type config struct {
 	aesKey                    *aesKey       // nil in plain mode
 	ttl                       time.Duration // whole seconds
 	maxTickets                int
-	maxSkew                   time.Duration  // of a push; 0 is any
-	qrRate                    int            // QR codes a minute for one client; 0 is any
+	maxSkew                   time.Duration  // how far off a push may be; 0: any
+	qrRate                    int            // QR codes a minute for one client; 0: no limit
 	trusted                   []netip.Prefix // proxies besides loopback
 	sessionSecrets            []string
 	forgetful                 bool          // the session's secret is random, and lost with the program
@@ -124,7 +124,7 @@ func (s *setting) complaint(l language, value string) string {
 	return must + l.sprintf(", got %q", "，实际为 %q", value)
 }
 
-// parsed returns the set of a setting whose value is parsed into p.
+// parsed returns the set of a setting: it parses a value into p.
 func parsed[T any](p *T, parse func(string) (T, error)) func(string) bool {
 	return func(value string) bool {
 		var err error
@@ -133,7 +133,7 @@ func parsed[T any](p *T, parse func(string) (T, error)) func(string) bool {
 	}
 }
 
-// within is parsed, for whole units from least to most.
+// within is parsed, for a whole number of units from least to most.
 func within[T int | time.Duration](p *T, parse func(string) (T, error), unit, least, most T) func(string) bool {
 	return func(value string) bool { return parsed(p, parse)(value) && *p%unit == 0 && *p >= least && *p <= most }
 }
@@ -164,7 +164,7 @@ func like(pattern string) func(string) (string, error) {
 	}
 }
 
-// origin is a pattern.
+// origin is the pattern of scheme://host[:port].
 const origin = `https?://([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?`
 
 // parseOrigin returns an origin as browsers write it: in lower case, an IPv6 address

@@ -295,8 +295,8 @@ func (c *wechat) roundTrip(ctx context.Context, target string, body object) (got
 	return got, err
 }
 
-// withoutURL strips an error of net/http of the URL, and so of secrets, and of an
-// answer that it quotes because it did not understand it.
+// withoutURL removes the URL, and with it the secrets, from an error of net/http. An
+// error that may quote an answer is replaced.
 func withoutURL(err error) error {
 	if withURL, ok := errors.AsType[*url.Error](err); ok {
 		err = withURL.Err
