@@ -358,19 +358,20 @@ func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) s
 
 // settingsHelp has a line for each setting.
 func settingsHelp(l language) string {
-	flags := l.choose("  -env              a file of lines NAME=value, for what the environment does not set\n",
-		"  -env              设置文件，每行 NAME=value，用于环境变量中没有的设置\n")
-	others := l.choose("By environment, or -env, alone:\n", "以下只能用环境变量或 -env 设置：\n")
+	var flags, others strings.Builder
+	fmt.Fprintln(&flags, l.choose("  -env              a file of lines NAME=value, for what the environment does not set",
+		"  -env              设置文件，每行 NAME=value，用于环境变量中没有的设置"))
+	fmt.Fprintln(&others, l.choose("By environment, or -env, alone:", "以下只能用环境变量或 -env 设置："))
 	for _, s := range new(config).settings() {
 		line := fmt.Sprintf("%-18s %s", s.env, l.choose(s.english, s.chinese))
 		switch {
 		case s.flag == "":
-			others += "  " + line + "\n"
+			fmt.Fprintf(&others, "  %s\n", line)
 		case s.byDefault == "":
-			flags += fmt.Sprintf("  -%-15s %s\n", s.flag, line)
+			fmt.Fprintf(&flags, "  -%-15s %s\n", s.flag, line)
 		default:
-			flags += fmt.Sprintf("  -%-15s %s [%s]\n", s.flag, line, s.byDefault)
+			fmt.Fprintf(&flags, "  -%-15s %s [%s]\n", s.flag, line, s.byDefault)
 		}
 	}
-	return flags + others
+	return flags.String() + others.String()
 }
