@@ -359,7 +359,8 @@ func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) s
 // settingsHelp has a line for each setting.
 func settingsHelp(l language) string {
 	var flags, others strings.Builder
-	fmt.Fprintln(&flags, l.choose("  -env              a file of lines NAME=value, for what the environment does not set",
+	fmt.Fprintln(&flags, l.choose(
+		"  -env              a file of lines NAME=value, for what the environment does not set",
 		"  -env              设置文件，每行 NAME=value，用于环境变量中没有的设置"))
 	fmt.Fprintln(&others, l.choose("By environment, or -env, alone:", "以下只能用环境变量或 -env 设置："))
 	for _, s := range new(config).settings() {

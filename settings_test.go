@@ -81,7 +81,7 @@ func TestSettingsThatDoNotGoTogetherAreRefused(t *testing.T) {
 			"they check each other's sessions",
 	} {
 		var args, env []string
-		for _, setting := range strings.Fields(settings) {
+		for setting := range strings.FieldsSeq(settings) {
 			if setting[0] == '-' {
 				args = append(args, setting)
 			} else {
