@@ -133,6 +133,7 @@ func faults(t *testing.T) []fault {
 		{"IP", refused(40164, "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, rid: 674a2f31"), nil, "", "A",
 			"✗ errcode 40164: add 203.0.113.7 to the account's IP whitelist: mp.weixin.qq.com,"},
 		{"IPv6", refused(40164, "invalid ip 2001:db8::7, not in"), nil, "", "A", "✗ errcode 40164: add 2001:db8::7 to"},
+		{"IPv4 in IPv6", refused(40164, "invalid ip ::ffff:203.0.113.7"), nil, "", "A", "✗ errcode 40164: add 203.0.113.7"},
 		{"IP untold", refused(89503, "confirm"), nil, "", "A",
 			"✗ errcode 89503: add this server's IP, which the errmsg names"},
 		{"unknown errcode", refused(99999, "secret "+testSecret), nil, "", "A", "✗ errcode 99999: look it up"},
@@ -316,7 +317,7 @@ func TestCommandsOfTheProgram(t *testing.T) {
 		out, stderr string // patterns
 	}{
 		{"wxscan check", 0, `^(.*\n){10}$`, `^$`},
-		{"WECHAT_APPSECRET= PUBLIC_URL= WECHAT_API_BASE= wxscan check -demo", 0, `^([^✓]*✓){7}[^✓]*$`, `^$`},
+		{"WECHAT_APPSECRET= PUBLIC_URL= WECHAT_API_BASE= wxscan check -demo", 0, `^([✓→] .*\n){9}$`, `^$`},
 		{"WECHAT_TOKEN=another wxscan check -json", 1, `^(?s)(.*"ok":false){2}`, "^" + verdict + "$"},
 		{"wxscan version", 0, `^wxscan \S+ ([0-9a-f]{12} )?go1\.\S+\n$`, `^$`},
 		{"wxscan -version && wxscan --version", 0, `^(wxscan .*\n){2}$`, `^$`},
