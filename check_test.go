@@ -133,7 +133,8 @@ func faults(t *testing.T) []fault {
 		{"IP", refused(40164, "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, rid: 674a2f31"), nil, "", "A",
 			"✗ errcode 40164: add 203.0.113.7 to the account's IP whitelist: mp.weixin.qq.com,"},
 		{"IPv6", refused(40164, "invalid ip 2001:db8::7, not in"), nil, "", "A", "✗ errcode 40164: add 2001:db8::7 to"},
-		{"IPv4 in IPv6", refused(40164, "invalid ip ::ffff:203.0.113.7"), nil, "", "A", "✗ errcode 40164: add 203.0.113.7"},
+		{"IPv4 in IPv6", refused(40164, "invalid ip ::ffff:203.0.113.7"), nil, "", "A",
+			"✗ errcode 40164: add 203.0.113.7"},
 		{"IP untold", refused(89503, "confirm"), nil, "", "A",
 			"✗ errcode 89503: add this server's IP, which the errmsg names"},
 		{"unknown errcode", refused(99999, "secret "+testSecret), nil, "", "A", "✗ errcode 99999: look it up"},
@@ -223,6 +224,10 @@ func TestCheckOfAGoodSetUp(t *testing.T) {
 		equal(t, step, objects[i], fmt.Sprintf(`{"message":%q,"ok":true,"skipped":false,"step":%q}`, message, step))
 	}
 	equal(t, "lines", len(lines)+len(objects), 2*len(want))
+	wrong := fault{settings: "WECHAT_APPID="}
+	objects, _ = wrong.checked(t, []string{"-json"})
+	equal(t, "not tried", objects[1], `{"message":"not tried, for want of settings: all the rest",`+
+		`"ok":true,"skipped":true,"step":"others"}`)
 	chinese, _ := sealed.checked(t, nil, "LANG=en_US.UTF-8", "LC_ALL=zh_TW.UTF-8")
 	equal(t, "in Chinese", chinese[6], "→ 并选择安全模式，EncodingAESKey 为 WECHAT_AES_KEY 的值")
 	for token, isShort := range map[string]bool{"a2345678901234b": true, "a2345678901234bc": false} {
