@@ -44,7 +44,7 @@ func beside(b *testing.B, name string, h http.Handler, prepare func(i int) *http
 // BenchmarkServer has requests pass all of the server's handlers: polls without wait,
 // signed SCANs that log in, and flow B's tickets with their pictures.
 func BenchmarkServer(b *testing.B) {
-	c, err := parseConfig(nil, with("MAX_TICKETS=100000000", "QR_RATE=0"), io.Discard)
+	c, err := parseConfig(nil, with("MAX_TICKETS=100000000", "QR_RATE=0"))
 	must(b, err)
 	s := newServer(c, slog.New(slog.DiscardHandler))
 	handler, begun := s.routes(), 0

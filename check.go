@@ -23,22 +23,6 @@ import (
 	"time"
 )
 
-const checkUsage = `wxscan check: say what is wrong with the set-up, how to mend it, what to enter where;
-run it while the server runs, with the same settings
-  -json             a JSON object a line
-  -demo             check a wxscan -demo that runs here
-  -env              a file of lines NAME=value, for what the environment does not set
-and the settings, by flag or environment:
-`
-
-const checkUsageInChinese = `wxscan check：检查各项配置：哪里不对、怎么改、在哪里填什么
-请在服务运行时，用同样的设置运行
-  -json             每行输出一个 JSON 对象
-  -demo             检查本机正在运行的 wxscan -demo
-  -env              设置文件，每行 NAME=value，用于环境变量中没有的设置
-以及下列设置，可用选项或环境变量：
-`
-
 // A doctor checks the set-up, and prints a line for each step. No line holds a
 // secret; text that others have written is quoted, as it may hold anything.
 type doctor struct {
@@ -78,10 +62,6 @@ func check(ctx context.Context, args []string, getenv func(string) string, stdou
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	flags.BoolVar(&d.asJSON, "json", false, "")
 	err := d.config.parse(flags, args, getenv)
-	if errors.Is(err, flag.ErrHelp) {
-		printHelp(stdout, l, l.choose(checkUsage, checkUsageInChinese)+settingsHelp(l))
-		return nil
-	}
 	verdict := l.errorf("check: not everything is in place", "check：配置尚有问题")
 	if wrong, ok := errors.AsType[*settingsError](err); ok {
 		for _, line := range wrong.lines {
@@ -160,7 +140,7 @@ func (d *doctor) account(ctx context.Context) {
 	d.report("qr_code", "✓", "WeChat makes QR codes for this account (flow A)", "此公众号可以生成带参数二维码（方式 A）")
 }
 
-// brokenBy returns the flows that cannot work where a call of flow A fails so.
+// brokenBy returns the flows that cannot work when a call of flow A fails with err.
 func brokenBy(err error) string {
 	if errors.Is(err, errRefused) && kindOf(err) != kindAccount {
 		return "A"
@@ -168,7 +148,7 @@ func brokenBy(err error) string {
 	return "AB" // flow B needs the account too, and a WeChat that answers
 }
 
-// trouble reports why a call failed, of WeChat or of our own address.
+// trouble reports why a call failed, whether to WeChat or to our own address.
 func (d *doctor) trouble(step, broken string, err error, at *url.URL) {
 	refused, isRefused := errors.AsType[*apiError](err)
 	_, isDNS := errors.AsType[*net.DNSError](err)

@@ -339,7 +339,7 @@ func TestFlowCNeedsTheTokenAlone(t *testing.T) {
 		{[]string{"FLOWS=code,auth"}, "WECHAT_APPID: WECHAT_APPSECRET:"},
 		{[]string{"FLOWS=code", "API_TOKEN=fifteen-of-them"}, "API_TOKEN:"},
 	} {
-		_, err := parseConfig(nil, only(append(test.settings, few...)...), t.Output())
+		_, err := parseConfig(nil, only(append(test.settings, few...)...))
 		var wrong []string
 		for line := range strings.Lines(strings.TrimPrefix(fmt.Sprint(err), "<nil>")) {
 			wrong = append(wrong, strings.Fields(line)[0])

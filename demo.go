@@ -5,8 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
-	"io"
 	"maps"
 	"net/http"
 	"net/url"
@@ -43,16 +41,13 @@ type grant struct {
 
 const maxGrants = 100_000 // bounds the memory of a simulator that strangers can reach
 
-var errOpenID = errors.New("openid: 1 to 64 bytes")
-
 // An apiCall is a call of the API: its query, and the fields of its body.
 type apiCall struct {
 	url.Values
-	isMalformed   bool   // the body is no JSON
+	isMalformed   bool   // the body is not JSON
 	GrantType     string `json:"grant_type"`
 	AppID         string `json:"appid"`
 	Secret        string `json:"secret"`
-	ForceRefresh  bool   `json:"force_refresh"`
 	ExpireSeconds int    `json:"expire_seconds"`
 	ActionName    string `json:"action_name"`
 	ActionInfo    struct {
@@ -83,11 +78,10 @@ func newDemo(c config, client *http.Client, tickets *store) *demo {
 	api("GET /demo/sns/oauth2/access_token", d.exchangeCode)
 	api("GET /demo/sns/userinfo", d.userInfo)
 	d.HandleFunc("GET /demo/cgi-bin/showqrcode", d.showQR)
-	d.HandleFunc("GET /demo/avatar.svg", d.avatar)
 	d.HandleFunc("/demo/q/{id}", d.phone)
 	d.HandleFunc("/demo/connect/oauth2/authorize", d.phone)
 	d.HandleFunc("GET /demo/qr/code", d.showAccount)
-	d.HandleFunc("/demo/chat", d.chat)
+	d.HandleFunc("/demo/chat", d.phone)
 	d.HandleFunc("POST /demo/scan", d.scan)
 	return d
 }
@@ -131,7 +125,7 @@ func (d *demo) stableToken(call apiCall) object {
 	if refused := d.stranger(call.AppID, call.Secret); refused != nil {
 		return refused
 	}
-	if call.ForceRefresh || time.Until(d.granted(d.stable).expires) < 5*time.Minute {
+	if time.Until(d.granted(d.stable).expires) < 5*time.Minute {
 		d.stable = d.newToken()
 	}
 	return object{"access_token": d.stable, "expires_in": int(time.Until(d.granted(d.stable).expires).Seconds())}
@@ -232,14 +226,8 @@ func (d *demo) userInfo(call apiCall) object {
 		return refuse(48001, "api unauthorized")
 	}
 	return object{"openid": user.of, "nickname": user.of, "sex": 0, "province": "", "city": "", "country": "",
-		"headimgurl": d.config.publicURL + "/demo/avatar.svg", "privilege": []string{}, "unionid": "union-" + user.of}
-}
-
-func (d *demo) avatar(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "image/svg+xml")
-	io.WriteString(w, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8">`+
-		`<path fill="#07c160" d="M0 0h8v8H0z"/><g fill="#fff">`+
-		`<circle cx="4" cy="3" r="1.5"/><path d="M1 8a3 3 0 0 1 6 0z"/></g></svg>`)
+		"privilege": []string{}, "unionid": "union-" + user.of,
+		"headimgurl": d.config.publicURL + "/static/demo/avatar.svg"}
 }
 
 func (d *demo) showQR(w http.ResponseWriter, r *http.Request) {

@@ -65,7 +65,7 @@ func (b *syncBuffer) String() string {
 // NAME=value. Its tickets are in the Redis of WXSCAN_REDIS, if that is set.
 func newWorld(t testing.TB, settings ...string) *world {
 	t.Helper()
-	config, err := parseConfig([]string{"-demo"}, only(append(settings, "WECHAT_TOKEN="+testToken)...), io.Discard)
+	config, err := parseConfig([]string{"-demo"}, only(append(settings, "WECHAT_TOKEN="+testToken)...))
 	must(t, err)
 	config.simulate(&net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80})
 	w := &world{logged: new(syncBuffer), answers: new(syncBuffer), begun: new(syncBuffer), calls: make(map[string]int)}
@@ -373,7 +373,7 @@ func TestRoutes(t *testing.T) {
 func TestLogin(t *testing.T) {
 	const ok, failed = "/static/html/loginsucceed.html", "/static/html/loginfailed.html?reason="
 	nobody, alice := login{}, login{OpenID: "alice"}
-	profile := login{"alice", "union-alice", "alice", "http://127.0.0.1:80/demo/avatar.svg"}
+	profile := login{"alice", "union-alice", "alice", "http://127.0.0.1:80/static/demo/avatar.svg"}
 	for _, test := range []struct {
 		name, begin, event, setting string
 		shown                       string // on the phone

@@ -45,15 +45,15 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
-	stdlog.SetOutput(io.Discard) // where net/http's client quotes answers that nobody asked for
+	stdlog.SetOutput(io.Discard) // net/http's client would quote unexpected answers there
 	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "wxscan:", strings.ReplaceAll(err.Error(), "\n", "\nwxscan: "))
 		os.Exit(1)
 	}
 }
 
-// A language is that of the person who starts wxscan. All output before it serves is
-// in it; the log is in English.
+// A language is the one in which wxscan answers on the command line. The log is in
+// English.
 type language bool
 
 const inChinese language = true
@@ -80,57 +80,70 @@ func (l language) errorf(english, chinese string, args ...any) error {
 const usage = `wxscan: log in to a web page by scanning a QR code with WeChat
   wxscan -demo      try it on http://127.0.0.1:8080, with a simulated WeChat; needs nothing
   wxscan            serve; needs WECHAT_APPID, WECHAT_APPSECRET, WECHAT_TOKEN and PUBLIC_URL
-  wxscan check      say what is wrong with the set-up, how to mend it, what to enter where
+  wxscan check      say what is wrong with the set-up, how to mend it, what to enter where:
+                    beside a server that runs, with its settings; -json: a JSON object a line
   wxscan sign       print WeChat's requests, as curl lines
   wxscan version    or -version
-check -h and sign -h say what these take. Flags, and the environment where a flag is not given:
-  -demo             simulate WeChat: anyone can log in as anyone
-  -env              a file of lines NAME=value, for what the environment does not set
+sign -h says what sign takes. Flags, and the environment where a flag is not given:
+  -demo             simulate WeChat: anyone can log in as anyone (check: for such a server, here)
 `
 
 const usageInChinese = `wxscan：用微信扫码登录网页
   wxscan -demo      在 http://127.0.0.1:8080 试用，微信为模拟，无需任何设置
   wxscan            启动服务，须设置 WECHAT_APPID、WECHAT_APPSECRET、WECHAT_TOKEN 和 PUBLIC_URL
-  wxscan check      检查各项配置：哪里不对、怎么改、在哪里填什么
+  wxscan check      检查各项配置：哪里不对、怎么改、在哪里填什么；
+                    请在服务运行时用同样的设置运行；-json：每行输出一个 JSON 对象
   wxscan sign       以 curl 命令的形式打印微信会发来的请求
   wxscan version    显示版本，也可用 -version
-check 和 sign 的选项见 check -h、sign -h。选项如下，未给出时取环境变量：
-  -demo             模拟微信：任何人都能以任何身份登录
-  -env              设置文件，每行 NAME=value，用于环境变量中没有的设置
+sign 的选项见 sign -h。选项如下，未给出时取环境变量：
+  -demo             模拟微信：任何人都能以任何身份登录（check：检查本机的 wxscan -demo）
 `
+
+// help returns what a command answers to -h.
+func help(l language, command string) string {
+	text := l.choose(usage, usageInChinese) + settingsHelp(l)
+	if command == "sign" {
+		text = l.choose(signUsage, signUsageInChinese)
+	}
+	return text + l.choose("README.md, beside the source, has more: the set-up step by step, examples, deployment.\n",
+		"更多内容（逐步设置、接入示例、部署）见源码目录中的 README.zh-CN.md。\n")
+}
 
 // run serves until ctx ends, or runs another command. It returns an error, which may
 // have several lines, if it cannot start or if check finds a fault.
-func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
-	if len(args) == 0 {
-		return runServer(ctx, args, getenv, stdout, stderr)
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) (err error) {
+	l, command := languageOf(getenv), "-"
+	if len(args) > 0 {
+		command = args[0]
 	}
-	switch args[0] {
+	switch command {
 	case "check":
-		return check(ctx, args[1:], getenv, stdout)
+		err = check(ctx, args[1:], getenv, stdout)
 	case "sign":
-		return sign(args[1:], getenv, stdout)
+		err = sign(args[1:], getenv, stdout)
 	case "version", "-version", "--version":
 		if info, ok := debug.ReadBuildInfo(); ok { // go build takes the version from git
 			fmt.Fprintln(stdout, "wxscan", cmp.Or(info.Main.Version, "(devel)"), info.GoVersion)
 		}
-		return nil
 	case "help":
-		args = []string{"-h"}
+		err = flag.ErrHelp
+	default:
+		if !strings.HasPrefix(command, "-") {
+			return l.errorf("unknown command %q: there are check, sign, version and help",
+				"未知命令 %q：可用的有 check、sign、version 和 help", command)
+		}
+		err = runServer(ctx, args, getenv, stdout, stderr)
 	}
-	if !strings.HasPrefix(args[0], "-") {
-		return languageOf(getenv).errorf("unknown command %q: there are check, sign, version and help",
-			"未知命令 %q：可用的有 check、sign、version 和 help", args[0])
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(stdout, help(l, command))
+		return nil
 	}
-	return runServer(ctx, args, getenv, stdout, stderr)
+	return err
 }
 
 func runServer(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	l := languageOf(getenv)
-	c, err := parseConfig(args, getenv, stdout)
-	if errors.Is(err, flag.ErrHelp) {
-		return nil
-	}
+	c, err := parseConfig(args, getenv)
 	if wrong, ok := errors.AsType[*settingsError](err); ok && wrong.isMissing {
 		return l.errorf("%v\nwithout an account, try wxscan -demo", "%v\n没有公众号？可先试用 wxscan -demo", err)
 	}

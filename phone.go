@@ -15,24 +15,26 @@ import (
 	"time"
 )
 
-// phone is the phone that has opened the link of a QR code.
+// phone is the phone that has opened a link.
 func (d *demo) phone(w http.ResponseWriter, r *http.Request) {
-	link := d.config.publicURL + r.URL.RequestURI()
-	shown, err := d.act(r.Context(), link, r.PostFormValue("openid"), r.PostFormValue("event"))
-	status, asks := http.StatusOK, ""
-	switch isQR := r.PathValue("id") != ""; {
+	event, text := r.PostFormValue("event"), r.PostFormValue("content")
+	status, shown := http.StatusOK, ""
+	opened, err := d.open(d.config.publicURL + r.URL.RequestURI())
+	if err == nil && event+text != "" {
+		shown, err = d.press(r.Context(), opened, r.PostFormValue("openid"), event, text)
+	}
+	switch {
 	case err != nil:
 		status, shown = http.StatusBadRequest, err.Error()
-	case shown == "" && isQR:
-		asks = "scan"
-	case shown == "":
-		asks = "auth"
-	case !isQR:
+	case shown != "" && opened.asks == "auth":
 		http.Redirect(w, r, shown, http.StatusSeeOther)
 		return
 	}
+	if shown != "" && opened.asks != "code" {
+		opened.asks = "" // there is nothing more to press
+	}
 	d.config.writePage(w, status, "static/demo/phone.html",
-		"Site", d.config.site(), "Asks", asks, "Reply", bubble(shown))
+		"Site", d.config.site(), "Asks", opened.asks, "Reply", bubble(shown))
 }
 
 // chatLink matches a link of a message, after HTML escaping.
@@ -53,49 +55,28 @@ func (d *demo) showAccount(w http.ResponseWriter, r *http.Request) {
 	write(w, http.StatusOK, "image/png", picture) // with WeChat, a JPEG
 }
 
-// chat is the phone that has opened the chat with the account. With the event
-// subscribe it follows the account, else it sends content, if there is any.
-func (d *demo) chat(w http.ResponseWriter, r *http.Request) {
-	openID, content, event := r.PostFormValue("openid"), r.PostFormValue("content"), r.PostFormValue("event")
-	status, shown := http.StatusOK, ""
-	var err error
-	switch {
-	case content == "" && event == "":
-	case event == "subscribe":
-		shown, err = d.push(r.Context(), openID, "subscribe", "", "")
-	default:
-		shown, err = d.sendText(r.Context(), openID, content)
-	}
-	if err != nil {
-		status, shown = http.StatusBadRequest, err.Error()
-	}
-	d.config.writePage(w, status, "static/demo/phone.html",
-		"Site", d.config.site(), "Asks", "code", "Reply", bubble(shown))
-}
-
 // scan is the phone for curl: it scans the QR code of a live ticket, or sends its
 // digits, as openid. event is that of a button on the phone's page.
 func (d *demo) scan(w http.ResponseWriter, r *http.Request) {
-	ticket, err := d.tickets.look(r.Context(), digest(r.FormValue("ticket")))
+	key := digest(r.FormValue("ticket"))
+	ticket, err := d.tickets.look(r.Context(), key)
 	if err != nil || ticket.Status == statusExpired {
 		http.Error(w, "no such ticket, or it has expired", http.StatusNotFound)
 		return
 	}
-	link := ticket.QR
-	if ticket.Flow == flowAuth {
-		link = newWeChat(&d.config, nil).loginURL(d.config.publicURL, digest(r.FormValue("ticket")))
+	link, event := ticket.QR, "scan"
+	switch ticket.Flow {
+	case flowAuth:
+		link, event = newWeChat(&d.config, nil).loginURL(d.config.publicURL, key), "allow"
+	case flowCode:
+		link = d.config.publicURL + "/demo/chat"
 	}
-	link, isAuth := strings.CutSuffix(link, "#wechat_redirect")
-	event, shown := "scan", ""
-	if isAuth {
-		event = "allow"
+	var shown string
+	opened, err := d.open(strings.TrimSuffix(link, "#wechat_redirect"))
+	if err == nil {
+		shown, err = d.press(r.Context(), opened, r.FormValue("openid"), cmp.Or(r.FormValue("event"), event), ticket.QR)
 	}
-	if ticket.Flow == flowCode {
-		shown, err = d.sendText(r.Context(), r.FormValue("openid"), ticket.QR)
-	} else {
-		shown, err = d.act(r.Context(), link, r.FormValue("openid"), cmp.Or(r.FormValue("event"), event))
-	}
-	if isAuth && err == nil {
+	if err == nil && ticket.Flow == flowAuth {
 		var resp *http.Response
 		back := d.server + strings.TrimPrefix(shown, d.config.publicURL)
 		if resp, _, err = sendAsWeChat(r.Context(), d.client, http.MethodGet, back, nil); err == nil {
@@ -109,66 +90,76 @@ func (d *demo) scan(w http.ResponseWriter, r *http.Request) {
 	write(w, http.StatusOK, plainText, []byte(shown+"\n"))
 }
 
+// A screen is what the phone shows once a link is opened.
+type screen struct {
+	asks               string // which buttons it has: scan, auth, or code (the chat)
+	scene, ticket      string // scan
+	back, scope, state string // auth: where it leads, and with what
+}
+
 // authorizePage matches the link of the authorize page: these parameters, in this order.
 var authorizePage = regexp.MustCompile(`^/connect/oauth2/authorize\?appid=([^&]+)&redirect_uri=([^&]+)` +
 	`&response_type=code&scope=(snsapi_base|snsapi_userinfo)&state=([0-9A-Za-z]{0,128})$`)
 
-// act does what WeChat does when somebody opens a link of either flow and presses the
-// button event; with "" they only look. It returns what the phone shows or, in flow
-// B, the callback that it goes to.
-func (d *demo) act(ctx context.Context, link, openID, event string) (string, error) {
+// open opens the link of a QR code, of the authorize page, or of the chat with the
+// account.
+func (d *demo) open(link string) (screen, error) {
 	path := strings.TrimPrefix(link, d.config.publicURL+"/demo")
+	if path == "/chat" {
+		return screen{asks: "code"}, nil
+	}
+	if id, isQR := strings.CutPrefix(path, "/q/"); isQR {
+		qr := d.granted(id)
+		if qr.kind != "qr" || time.Now().After(qr.expires) {
+			return screen{}, errors.New("二维码已过期 This QR code has expired")
+		}
+		return screen{asks: "scan", scene: qr.scope, ticket: qr.of}, nil
+	}
 	auth := authorizePage.FindStringSubmatch(path)
-	id, isQR := strings.CutPrefix(path, "/q/")
-	qr := d.granted(id)
 	switch {
-	case isQR && (qr.kind != "qr" || time.Now().After(qr.expires)):
-		return "", errors.New("二维码已过期 This QR code has expired")
-	case !isQR && auth == nil:
-		return "", errors.New("空白页 A blank page: parameters missing, malformed or in the wrong order")
-	case !isQR && auth[1] != d.config.appID:
-		return "", errors.New("10003 appid 错误")
-	case !isQR && !strings.HasPrefix(auth[2], url.QueryEscape(d.config.publicURL+"/")):
-		return "", errors.New("10003 redirect_uri 域名与后台配置不一致")
-	case event == "":
-		return "", nil
-	case openID == "" || len(openID) > 64:
-		return "", errOpenID
-	case isQR && event == "scan":
-		return d.push(ctx, openID, "SCAN", qr.scope, qr.of)
-	case isQR && event == "subscribe":
-		return d.push(ctx, openID, "subscribe", "qrscene_"+qr.scope, qr.of)
-	case isQR:
+	case auth == nil:
+		return screen{}, errors.New("空白页 A blank page: parameters missing, malformed or in the wrong order")
+	case auth[1] != d.config.appID:
+		return screen{}, errors.New("10003 appid 错误")
+	case !strings.HasPrefix(auth[2], url.QueryEscape(d.config.publicURL+"/")):
+		return screen{}, errors.New("10003 redirect_uri 域名与后台配置不一致")
+	}
+	back, err := url.QueryUnescape(auth[2])
+	return screen{asks: "auth", back: back, scope: auth[3], state: auth[4]}, err
+}
+
+// press does what WeChat does when somebody presses a button, which in the chat sends
+// text unless it is to follow. It returns what the phone shows or, for the authorize
+// page, the callback that it goes to.
+func (d *demo) press(ctx context.Context, on screen, openID, event, text string) (string, error) {
+	if openID == "" || len(openID) > 64 {
+		return "", errors.New("openid: 1 to 64 bytes")
+	}
+	var query url.Values
+	var push []byte
+	var err error
+	switch {
+	case on.asks == "auth" && event == "decline":
+		return on.back + "?code=authdeny&state=" + on.state, nil
+	case on.asks == "auth":
+		code := d.issue(rand.Text(), 5*time.Minute,
+			grant{kind: "code", of: openID, scope: on.scope, virtual: event == "snapshot"})
+		return on.back + "?code=" + code + "&state=" + on.state, nil
+	case on.asks == "code" && event == "subscribe":
+		query, push, err = d.config.signedPush(openID, "subscribe", "", "")
+	case on.asks == "code":
+		query, push, err = d.config.signedText(openID, text)
+	case event == "scan":
+		query, push, err = d.config.signedPush(openID, "SCAN", on.scene, on.ticket)
+	case event == "subscribe":
+		query, push, err = d.config.signedPush(openID, "subscribe", "qrscene_"+on.scene, on.ticket)
+	default:
 		return "没有关注，什么也没有发送。 Not followed; nothing was sent.", nil
 	}
-	code := "authdeny"
-	if event != "decline" {
-		code = d.issue(rand.Text(), 5*time.Minute,
-			grant{kind: "code", of: openID, scope: auth[3], virtual: event == "snapshot"})
-	}
-	redirect, err := url.QueryUnescape(auth[2])
-	return redirect + "?code=" + code + "&state=" + auth[4], err
-}
-
-// push sends an event to the account's server. It returns what the user sees.
-func (d *demo) push(ctx context.Context, openID, event, eventKey, ticket string) (string, error) {
-	query, message, err := d.config.signedPush(openID, event, eventKey, ticket)
 	if err != nil {
 		return "", err
 	}
-	return d.deliver(ctx, query, message)
-}
-
-// sendText sends a text message to the account's server. It returns what the user sees.
-func (d *demo) sendText(ctx context.Context, openID, content string) (string, error) {
-	if openID == "" || len(openID) > 64 {
-		return "", errOpenID
-	}
-	query, message, err := d.config.signedText(openID, content)
-	if err != nil {
-		return "", err
-	}
-	return d.deliver(ctx, query, message)
+	return d.deliver(ctx, query, push)
 }
 
 // deliver sends a push to the account's server, three times if it is not answered.

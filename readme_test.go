@@ -335,7 +335,7 @@ func TestEnvExampleNamesTheSettingsThatExist(t *testing.T) {
 			t.Errorf("%s is %q", s.env, value)
 		}
 	}
-	c, err := parseConfig(nil, func(name string) string { return cmp.Or(with()(name), given[name]) }, t.Output())
+	c, err := parseConfig(nil, func(name string) string { return cmp.Or(with()(name), given[name]) })
 	if err != nil || !c.confirm {
 		t.Errorf("filled in: %v, confirm is %v", err, c.confirm)
 	}

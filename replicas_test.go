@@ -141,7 +141,9 @@ func (c *replicas) phone(qr qrAnswer, openID string) (send func(base string) res
 			return c.send("POST", base+"/wechat/message?"+query.Encode(), string(body))
 		}
 	}
-	callback, err := c.wechat.act(c.t.Context(), strings.TrimSuffix(qr.URL, "#wechat_redirect"), openID, "allow")
+	opened, err := c.wechat.open(strings.TrimSuffix(qr.URL, "#wechat_redirect"))
+	must(c.t, err)
+	callback, err := c.wechat.press(c.t.Context(), opened, openID, "allow", "")
 	must(c.t, err)
 	return func(base string) response { return c.send("GET", base+strings.TrimPrefix(callback, c.public), "") }
 }

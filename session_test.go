@@ -119,7 +119,7 @@ func TestSessionOfALogin(t *testing.T) {
 		equal(t, "after the logout", left, name+"=; Path=/; Max-Age=0; "+attributes)
 		const none = `401 "" "" {"error":"no_session","message":"not logged in, or no longer"}`
 		cookie, alice := name+"="+token, `200 "alice" "union-alice" {"openid":"alice","unionid":"union-alice",`+
-			`"nickname":"alice","avatar":"`+publicURL+`/demo/avatar.svg","expiresAt":`
+			`"nickname":"alice","avatar":"`+publicURL+`/static/demo/avatar.svg","expiresAt":`
 		for _, test := range []struct{ authorization, cookie, want string }{
 			{"", cookie, alice},
 			{"Bearer " + token, "", alice},

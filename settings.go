@@ -7,7 +7,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
 	"net"
@@ -28,8 +27,8 @@ type config struct {
 	aesKey                    *aesKey       // nil in plain mode
 	ttl                       time.Duration // whole seconds
 	maxTickets                int
-	maxSkew                   time.Duration  // of a push; 0 is any
-	qrRate                    int            // QR codes a minute for one client; 0 is any
+	maxSkew                   time.Duration  // how far off a push may be; 0: any
+	qrRate                    int            // QR codes a minute for one client; 0: no limit
 	trusted                   []netip.Prefix // proxies besides loopback
 	sessionSecrets            []string
 	forgetful                 bool          // the session's secret is random, and lost with the program
@@ -96,7 +95,7 @@ type setting struct {
 	env, flag string
 	kind      valueKind
 	byDefault string
-	set       func(value string) bool // false if the value is malformed
+	set       func(value string) bool // false if the value is malformed; it is never empty
 	english   string                  // what it must be
 	chinese   string
 }
@@ -125,7 +124,7 @@ func (s *setting) complaint(l language, value string) string {
 	return must + l.sprintf(", got %q", "，实际为 %q", value)
 }
 
-// parsed returns the set of a setting whose value is parsed into p.
+// parsed returns the set of a setting: it parses a value into p.
 func parsed[T any](p *T, parse func(string) (T, error)) func(string) bool {
 	return func(value string) bool {
 		var err error
@@ -134,31 +133,22 @@ func parsed[T any](p *T, parse func(string) (T, error)) func(string) bool {
 	}
 }
 
-// optional is parsed, but an empty value leaves p as it is.
-func optional[T any](p *T, parse func(string) (T, error)) func(string) bool {
-	return func(value string) bool { return value == "" || parsed(p, parse)(value) }
-}
-
-// within is parsed, for whole units from least to most.
+// within is parsed, for a whole number of units from least to most.
 func within[T int | time.Duration](p *T, parse func(string) (T, error), unit, least, most T) func(string) bool {
 	return func(value string) bool { return parsed(p, parse)(value) && *p%unit == 0 && *p >= least && *p <= most }
 }
 
-// listed is parsed, for comma-separated items; an empty value has none.
+// listed is parsed, for comma-separated items.
 func listed[T any](p *[]T, parse func(string) (T, error)) func(string) bool {
 	return func(value string) bool {
-		return value == "" || !slices.ContainsFunc(strings.Split(value, ","), func(item string) bool {
+		for item := range strings.SplitSeq(value, ",") {
 			v, err := parse(item)
+			if err != nil {
+				return false
+			}
 			*p = append(*p, v)
-			return err != nil
-		})
-	}
-}
-
-// listedOnce is listed, but each item may occur once only.
-func listedOnce(p *[]string, parse func(string) (string, error)) func(string) bool {
-	return func(value string) bool {
-		return listed(p, parse)(value) && len(slices.Compact(slices.Sorted(slices.Values(*p)))) == len(*p)
+		}
+		return true
 	}
 }
 
@@ -174,7 +164,7 @@ func like(pattern string) func(string) (string, error) {
 	}
 }
 
-// origin is a pattern.
+// origin is the pattern of scheme://host[:port].
 const origin = `https?://([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?`
 
 // parseOrigin returns an origin as browsers write it: in lower case, an IPv6 address
@@ -217,13 +207,13 @@ func (c *config) settings() []setting {
 			"the appsecret on the account's page: letters and digits", "公众号页面上的 appsecret：字母和数字"},
 		{"WECHAT_TOKEN", "", secret, "", text(&c.token, `[0-9A-Za-z]{3,32}`),
 			"3 to 32 letters and digits that you make up, as in 接口配置信息", "自定义的 Token，3 至 32 位字母或数字，与接口配置信息中一致"},
-		{"WECHAT_AES_KEY", "", secret, "", optional(&c.aesKey, parseAESKey),
+		{"WECHAT_AES_KEY", "", secret, "", parsed(&c.aesKey, parseAESKey),
 			"the EncodingAESKey: 43 letters and digits; unset: plain mode", "安全模式的 EncodingAESKey，43 位字母或数字；不设则为明文模式"},
 		{"SESSION_SECRET", "", secret, "", listed(&c.sessionSecrets, like(`(?s).{32,}`)),
 			"32 bytes or more to sign sessions with; several: by commas", "会话签名密钥，至少 32 字节；多个以逗号分隔"},
-		{"METRICS_TOKEN", "", secret, "", text(&c.metricsToken, `[!-~]*`),
+		{"METRICS_TOKEN", "", secret, "", text(&c.metricsToken, `[!-~]+`),
 			"what opens /metrics, ASCII without spaces; unset: it stays shut", "访问 /metrics 的凭证，无空格的 ASCII 字符；不设则不开放"},
-		{"API_TOKEN", "", secret, "", text(&c.apiToken, `([!-~]{16,})?`),
+		{"API_TOKEN", "", secret, "", text(&c.apiToken, `[!-~]{16,}`),
 			"16 characters or more, for clients of wechat-server's protocol", "wechat-server 协议的凭证，至少 16 个字符；不设则不开放"},
 		{"WECHAT_API_BASE", "", open, "https://api.weixin.qq.com", link(&c.apiBase, base),
 			"http(s)://host[:port][/path] in place of the API", "代替微信接口的地址 http(s)://域名[:端口][/路径]"},
@@ -231,17 +221,16 @@ func (c *config) settings() []setting {
 			"http(s)://host[:port][/path] in place of the authorize page", "代替微信授权页的地址 http(s)://域名[:端口][/路径]"},
 		{"WECHAT_MP_BASE", "", open, "https://mp.weixin.qq.com", link(&c.mpBase, base),
 			"http(s)://host[:port][/path] in place of the pictures", "代替微信二维码图片的地址 http(s)://域名[:端口][/路径]"},
-		{"REDIS_URL", "", secret, "", optional(&c.redisURL, parseRedisURL),
+		{"REDIS_URL", "", secret, "", parsed(&c.redisURL, parseRedisURL),
 			"redis[s]://[user:password@]host[:port][/db] of a shared Redis; unset: memory",
 			"多个实例共用的 Redis（7.0 以上）redis[s]://[用户:密码@]主机[:端口][/库]；不设则用内存"},
-		{"REDIS_CA", "", open, "", optional(&c.redisCA, readCA),
+		{"REDIS_CA", "", open, "", parsed(&c.redisCA, readCA),
 			"the file of the certificates that rediss:// trusts; unset: the system's",
 			"验证 rediss:// 所用的 CA 证书文件；不设则用系统的"},
 		{"REDIS_PREFIX", "redis-prefix", open, "wxscan:", text(&c.redisPrefix, `[!-~]{0,100}`),
 			"what our keys in Redis begin with", "在 Redis 中所用 key 的前缀"},
-		{"PUBLIC_URL", "url", open, "", func(value string) bool {
-			return value == "" && c.demo || link(&c.publicURL, origin)(value) // -demo knows once it listens
-		}, "http(s)://host[:port], no path, where phones reach us", "手机和微信访问本服务的地址 http(s)://域名[:端口]，不带路径"},
+		{"PUBLIC_URL", "url", open, "", link(&c.publicURL, origin),
+			"http(s)://host[:port], no path, where phones reach us", "手机和微信访问本服务的地址 http(s)://域名[:端口]，不带路径"},
 		{"ADDR", "addr", open, ":8080", parsed(&c.addr, parseAddr), "host:port to listen on", "监听地址 host:port"},
 		{"TICKET_TTL", "ttl", open, "5m", within(&c.ttl, time.ParseDuration, time.Second, time.Second, 720*time.Hour),
 			"the life of a QR code, whole seconds from 1s to 720h", "二维码有效期，整秒，1s 至 720h"},
@@ -260,15 +249,18 @@ func (c *config) settings() []setting {
 			"the life of a session, whole seconds from 1m to 8760h", "会话有效期，整秒，1m 至 8760h"},
 		{"CONFIRM", "confirm", yesNo, "false", parsed(&c.confirm, parseYesNo),
 			"true or false: whether the phone must confirm a scan", "“true”或“false”：扫码后是否须在手机上确认"},
-		{"FLOWS", "flows", open, "scan,auth", listedOnce(&c.flows, like(`scan|auth|code`)),
+		{"FLOWS", "flows", open, "scan,auth", func(value string) bool {
+			isList := listed(&c.flows, like(`scan|auth|code`))(value)
+			return isList && len(slices.Compact(slices.Sorted(slices.Values(c.flows)))) == len(c.flows)
+		},
 			"scan, auth, code or some of them, in order", "登录方式 scan、auth、code，按顺序，逗号分隔"},
-		{"WECHAT_ACCOUNT", "account", open, "", text(&c.account, `[-0-9A-Za-z_]*`),
+		{"WECHAT_ACCOUNT", "account", open, "", text(&c.account, `[-0-9A-Za-z_]+`),
 			"the account's 微信号, or gh_…, to show its own QR code", "公众号的微信号或 gh_…，用于显示其二维码"},
 		{"SITE_NAME", "site-name", open, "", text(&c.siteName, `[^\p{Cc}]{0,40}`),
 			"what pages call the place to log in to, to 40 characters", "页面上显示的网站名称，至多 40 字；不设则为 PUBLIC_URL 的域名"},
 		{"ALLOWED_ORIGINS", "allowed-origins", open, "", listed(&c.allowedOrigins, parseOrigin),
 			"exact origins of other front ends, comma-separated", "其他前端的 origin，须完全一致，逗号分隔"},
-		{"WECHAT_VERIFY_FILE", "verify-file", open, "", text(&c.verifyFile, `(MP_verify_[0-9A-Za-z]+\.txt)?`),
+		{"WECHAT_VERIFY_FILE", "verify-file", open, "", text(&c.verifyFile, `MP_verify_[0-9A-Za-z]+\.txt`),
 			"MP_verify_xxx.txt, the file that proves a domain", "用于验证域名的文件名 MP_verify_xxx.txt"},
 		{"TLS_CERT", "tls-cert", open, "", text(&c.tlsCert, `(?s).*`),
 			"the file of a certificate chain, for https", "证书链文件，用于 https"},
@@ -282,119 +274,105 @@ func (c *config) settings() []setting {
 
 // A settingsError has a line for each setting that is wrong.
 type settingsError struct {
+	language  language
 	lines     []string
 	isMissing bool // something required is not set
 }
 
 func (e *settingsError) Error() string { return strings.Join(e.lines, "\n") }
 
-// parseConfig reads the settings of a server. Its error is flag.ErrHelp after -h,
-// whose answer goes to help.
-func parseConfig(args []string, getenv func(string) string, help io.Writer) (config, error) {
-	var c config
-	err := c.parse(flag.NewFlagSet("wxscan", flag.ContinueOnError), args, getenv)
-	if errors.Is(err, flag.ErrHelp) {
-		l := languageOf(getenv)
-		printHelp(help, l, l.choose(usage, usageInChinese)+settingsHelp(l))
+// when adds a line if settings do not go together.
+func (e *settingsError) when(isWrong bool, english, chinese string) {
+	if isWrong {
+		e.lines = append(e.lines, e.language.choose(english, chinese))
 	}
-	return c, err
+}
+
+// take sets the settings to values, or else to their defaults. It returns nil, or e
+// with the lines about what is malformed, or required but not set.
+func (e *settingsError) take(settings []setting, values map[string]string, required ...string) error {
+	for _, s := range settings {
+		value := cmp.Or(values[s.env], s.byDefault)
+		isMissing := value == "" && slices.Contains(required, s.env)
+		if isMissing || value != "" && !s.set(value) {
+			e.lines = append(e.lines, s.complaint(e.language, value))
+		}
+		e.isMissing = e.isMissing || isMissing
+	}
+	if len(e.lines) == 0 {
+		return nil
+	}
+	return e
+}
+
+// parseConfig reads the settings of a server.
+func parseConfig(args []string, getenv func(string) string) (c config, err error) {
+	return c, c.parse(flag.NewFlagSet("wxscan", flag.ContinueOnError), args, getenv)
 }
 
 // parse reads the settings, with flags for them beside those that flags has already.
 // Its error is a *settingsError, flag.ErrHelp, or a line about the arguments.
 func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) string) error {
-	l, settings := languageOf(getenv), c.settings()
+	settings, wrong := c.settings(), &settingsError{language: languageOf(getenv)}
 	flags.BoolVar(&c.demo, "demo", false, "")
 	values, err := valuesOf(settings, flags, args, getenv)
 	if err != nil {
 		return err
 	}
-	conflicts := []conflict{
-		{c.demo && values["WECHAT_APPSECRET"] != "",
-			"WECHAT_APPSECRET: must not be set with -demo, where anyone can log in as anyone",
-			"WECHAT_APPSECRET：不能与 -demo 同用，因为 -demo 时任何人都能以任何身份登录"},
-		{c.demo && values["REDIS_URL"] != "",
-			"REDIS_URL: must not be set with -demo, which simulates WeChat for one process",
-			"REDIS_URL：不能与 -demo 同用，-demo 只为单个进程模拟微信"},
-		{c.demo && values["TLS_CERT"] != "",
-			"TLS_CERT (-tls-cert): must not be set with -demo, which speaks plain http",
-			"TLS_CERT (-tls-cert)：不能与 -demo 同用，-demo 只提供 http"},
-		{!c.demo && values["REDIS_URL"] != "" && values["SESSION_SECRET"] == "",
-			"SESSION_SECRET: must be set with REDIS_URL, the same on each replica: they check each other's sessions",
-			"SESSION_SECRET：使用 REDIS_URL 时必须设置，且各实例相同，否则彼此不认对方签发的会话"},
-		{(values["TLS_CERT"] == "") != (values["TLS_KEY"] == ""),
-			"TLS_CERT (-tls-cert), TLS_KEY (-tls-key): must both be set, or neither",
-			"TLS_CERT (-tls-cert)、TLS_KEY (-tls-key)：须同时设置，或都不设置"},
-	}
-	if c.demo {
-		values["WECHAT_APPSECRET"] = "simulated"
+	wrong.when(c.demo && values["WECHAT_APPSECRET"] != "",
+		"WECHAT_APPSECRET: must not be set with -demo, where anyone can log in as anyone",
+		"WECHAT_APPSECRET：不能与 -demo 同用，因为 -demo 时任何人都能以任何身份登录")
+	wrong.when(c.demo && values["REDIS_URL"] != "",
+		"REDIS_URL: must not be set with -demo, which simulates WeChat for one process",
+		"REDIS_URL：不能与 -demo 同用，-demo 只为单个进程模拟微信")
+	wrong.when(c.demo && values["TLS_CERT"] != "",
+		"TLS_CERT (-tls-cert): must not be set with -demo, which speaks plain http",
+		"TLS_CERT (-tls-cert)：不能与 -demo 同用，-demo 只提供 http")
+	wrong.when(!c.demo && values["REDIS_URL"] != "" && values["SESSION_SECRET"] == "",
+		"SESSION_SECRET: must be set with REDIS_URL, the same on each replica: they check each other's sessions",
+		"SESSION_SECRET：使用 REDIS_URL 时必须设置，且各实例相同，否则彼此不认对方签发的会话")
+	wrong.when((values["TLS_CERT"] == "") != (values["TLS_KEY"] == ""),
+		"TLS_CERT (-tls-cert), TLS_KEY (-tls-key): must both be set, or neither",
+		"TLS_CERT (-tls-cert)、TLS_KEY (-tls-key)：须同时设置，或都不设置")
+	required := []string{"WECHAT_TOKEN", "PUBLIC_URL"}
+	switch {
+	case c.demo:
+		required = nil                // what is not given here is known once it listens
 		values["SESSION_SECRET"] = "" // never production's: a demo's sessions must be good for nothing else
+		values["WECHAT_APPSECRET"] = "simulated"
 		values["WECHAT_APPID"] = cmp.Or(values["WECHAT_APPID"], "wx0123456789abcdef")
 		values["WECHAT_TOKEN"] = cmp.Or(values["WECHAT_TOKEN"], "simulated")
 		values["WECHAT_ACCOUNT"] = cmp.Or(values["WECHAT_ACCOUNT"], "gh_0123456789ab")
 		values["ADDR"] = cmp.Or(values["ADDR"], "127.0.0.1:8080")
+	case values["FLOWS"] != string(flowCode):
+		required = append(required, "WECHAT_APPID", "WECHAT_APPSECRET")
+	case values["WECHAT_AES_KEY"] != "": // flow C alone asks nothing of WeChat, but what is sealed names the appid
+		required = append(required, "WECHAT_APPID")
 	}
-	if values["FLOWS"] == string(flowCode) { // which asks nothing of WeChat; but what is sealed names the appid
-		settings = slices.DeleteFunc(settings, func(s setting) bool {
-			needless := s.env == "WECHAT_APPSECRET" || s.env == "WECHAT_APPID" && values["WECHAT_AES_KEY"] == ""
-			return needless && values[s.env] == ""
-		})
-	}
-	err = take(settings, values, l, conflicts)
+	err = wrong.take(settings, values, required...)
 	if c.forgetful = len(c.sessionSecrets) == 0; c.forgetful {
 		c.sessionSecrets = []string{rand.Text() + rand.Text()}
 	}
 	return err
 }
 
-// A conflict is a line about settings that do not go together, if they are so.
-type conflict struct {
-	exists           bool
-	english, chinese string
-}
-
-// take sets the settings to values, or else to their defaults. It returns nil or a
-// *settingsError, which has the conflicts too.
-func take(settings []setting, values map[string]string, l language, conflicts []conflict) error {
-	var wrong settingsError
-	for _, c := range conflicts {
-		if c.exists {
-			wrong.lines = append(wrong.lines, l.choose(c.english, c.chinese))
-		}
-	}
-	for _, s := range settings {
-		if value := cmp.Or(values[s.env], s.byDefault); !s.set(value) {
-			wrong.lines = append(wrong.lines, s.complaint(l, value))
-			wrong.isMissing = wrong.isMissing || value == ""
-		}
-	}
-	if len(wrong.lines) > 0 {
-		return &wrong
-	}
-	return nil
-}
-
-// printHelp prints a command's help, and how all of them end.
-func printHelp(w io.Writer, l language, text string) {
-	fmt.Fprint(w, text, l.choose(
-		"README.md, beside the source, has more: the set-up step by step, examples, deployment.\n",
-		"更多内容（逐步设置、接入示例、部署）见源码目录中的 README.zh-CN.md。\n"))
-}
-
 // settingsHelp has a line for each setting.
 func settingsHelp(l language) string {
 	var flags, others strings.Builder
+	fmt.Fprintln(&flags, l.choose(
+		"  -env              a file of lines NAME=value, for what the environment does not set",
+		"  -env              设置文件，每行 NAME=value，用于环境变量中没有的设置"))
+	fmt.Fprintln(&others, l.choose("By environment, or -env, alone:", "以下只能用环境变量或 -env 设置："))
 	for _, s := range new(config).settings() {
 		line := fmt.Sprintf("%-18s %s", s.env, l.choose(s.english, s.chinese))
-		if s.byDefault != "" && s.flag != "" {
-			line += " [" + s.byDefault + "]"
-		}
-		if s.flag != "" {
-			fmt.Fprintf(&flags, "  -%-15s %s\n", s.flag, line)
-		} else {
+		switch {
+		case s.flag == "":
 			fmt.Fprintf(&others, "  %s\n", line)
+		case s.byDefault == "":
+			fmt.Fprintf(&flags, "  -%-15s %s\n", s.flag, line)
+		default:
+			fmt.Fprintf(&flags, "  -%-15s %s [%s]\n", s.flag, line, s.byDefault)
 		}
 	}
-	return flags.String() +
-		l.choose("By environment, or -env, alone:\n", "以下只能用环境变量或 -env 设置：\n") + others.String()
+	return flags.String() + others.String()
 }

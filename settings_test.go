@@ -1,13 +1,12 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -42,73 +41,55 @@ func none(string) string { return "" }
 func TestASettingThatIsWrongIsNamedInOneLine(t *testing.T) {
 	ended, end := context.WithCancel(t.Context())
 	end() // so that a setting that is taken serves nobody
-	const hidden = "got something else, which is not shown here"
-	for _, test := range []struct {
-		name  string
-		wrong []string // settings, or else arguments
-		got   string   // how the line ends; by default as the value given
-	}{
-		{"WECHAT_APPID", []string{"WECHAT_APPID=gh_97417a04a28d"}, `got "gh_97417a04a28d"`},
-		{"WECHAT_APPSECRET", []string{"WECHAT_APPSECRET=hush hush"}, hidden},
-		{"WECHAT_TOKEN", []string{"WECHAT_TOKEN=hush-hush", "WECHAT_TOKEN=ab",
-			"WECHAT_TOKEN=" + strings.Repeat("a", 33)}, hidden},
-		{"WECHAT_AES_KEY", []string{"WECHAT_AES_KEY=short"}, hidden},
-		{"SESSION_SECRET", []string{"SESSION_SECRET=hush-hush-too-short", "SESSION_SECRET=" + secretA + ","}, hidden},
-		{"METRICS_TOKEN", []string{"METRICS_TOKEN=hush hush"}, hidden},
-		{"PUBLIC_URL (-url)", []string{"PUBLIC_URL=login.example.com", "PUBLIC_URL=https://login.example.com/wechat",
-			"PUBLIC_URL=https://login.example.com?x", "PUBLIC_URL=https://u:p@login.example.com",
-			"PUBLIC_URL=https://login.example.com\n"}, ""},
-		{"PUBLIC_URL (-url)", []string{"-url ftp://x"}, `got "ftp://x"`},
-		{"TICKET_TTL (-ttl)", []string{"TICKET_TTL=5", "TICKET_TTL=1500ms", "TICKET_TTL=721h"}, ""},
-		{"TICKET_TTL (-ttl)", []string{"-ttl 0s"}, `got "0s"`},
-		{"MAX_TICKETS (-max-tickets)", []string{"MAX_TICKETS=many", "MAX_TICKETS=0"}, ""},
-		{"WECHAT_SCOPE (-scope)", []string{"WECHAT_SCOPE=snsapi_login"}, ""},
-		{"WECHAT_API_BASE", []string{"WECHAT_API_BASE=api.weixin.qq.com"}, ""},
-		{"WECHAT_OPEN_BASE", []string{"WECHAT_OPEN_BASE=https://a b"}, ""},
-		{"WECHAT_MP_BASE", []string{"WECHAT_MP_BASE=x"}, ""},
-		{"SESSION_TTL (-session-ttl)", []string{"SESSION_TTL=1s"}, ""},
-		{"FLOWS (-flows)", []string{"FLOWS=scan,scan", "FLOWS=codes,scan", "FLOWS=scan,"}, ""},
-		{"SITE_NAME (-site-name)", []string{"SITE_NAME=" + strings.Repeat("长", 41)}, ""},
-		{"CONFIRM (-confirm)", []string{"CONFIRM=maybe"},
-			`must be true or false: whether the phone must confirm a scan, got "maybe"`},
-		{"ALLOWED_ORIGINS (-allowed-origins)",
-			[]string{"ALLOWED_ORIGINS=*", "ALLOWED_ORIGINS=https://a.example.com/,https://b.example.com"}, ""},
-		{"WECHAT_VERIFY_FILE (-verify-file)", []string{"WECHAT_VERIFY_FILE=../MP_verify_x.txt"}, ""},
-		{"PUSH_MAX_SKEW (-push-max-skew)", []string{"PUSH_MAX_SKEW=10"}, ""},
-		{"QR_RATE (-qr-rate)", []string{"QR_RATE=-1"}, ""},
-		{"TRUSTED_PROXIES (-trusted-proxies)", []string{"TRUSTED_PROXIES=10.0.0.1"}, ""},
-		{"LOG_LEVEL (-log-level)", []string{"LOG_LEVEL=loud"}, ""},
-		{"LOG_FORMAT (-log-format)", []string{"LOG_FORMAT=xml"}, ""},
-		{"ADDR (-addr)", []string{"ADDR=8080", "ADDR=256.0.0.1:x", "ADDR=unix:/run/wxscan.sock"}, ""},
-		{"TLS_CERT (-tls-cert), TLS_KEY (-tls-key)", []string{"TLS_CERT=x"}, "must both be set, or neither"},
-		{"WECHAT_APPSECRET", []string{"-demo"}, "must not be set with -demo, where anyone can log in as anyone"},
-	} {
-		for _, wrong := range test.wrong {
-			args, getenv, want := strings.Fields(wrong), with(), test.got
-			if name, value, ok := strings.Cut(wrong, "="); ok {
-				args, getenv, want = nil, with(name+"="+value), cmp.Or(test.got, fmt.Sprintf("got %q", value))
-			}
-			err := run(ended, args, getenv, io.Discard, io.Discard)
-			if err == nil {
-				t.Errorf("%s is taken", wrong)
-				continue
-			}
-			line, more, _ := strings.Cut(err.Error(), "\n")
-			if !strings.HasPrefix(line, test.name+": must ") || !strings.HasSuffix(line, want) ||
-				strings.Contains(err.Error(), "hush") {
-				t.Errorf("%s: %v, want %s: must … %s", wrong, err, test.name, want)
-			}
-			if strings.Contains(more, "wxscan -demo") {
-				t.Errorf("%s: nothing is missing, and yet: %s", wrong, more)
-			}
+	hidden := []string{"WECHAT_APPSECRET=hush hush", "WECHAT_TOKEN=hush-hush", "WECHAT_TOKEN=ab",
+		"WECHAT_TOKEN=" + strings.Repeat("a", 33), "WECHAT_AES_KEY=short", "SESSION_SECRET=hush-hush-too-short",
+		"SESSION_SECRET=" + secretA + ",", "METRICS_TOKEN=hush hush", "API_TOKEN=fifteen-of-them"}
+	shown := []string{"WECHAT_APPID=gh_97417a04a28d", "PUBLIC_URL=login.example.com",
+		"PUBLIC_URL=https://login.example.com/wechat", "PUBLIC_URL=https://login.example.com?x",
+		"PUBLIC_URL=https://u:p@login.example.com", "PUBLIC_URL=https://login.example.com\n", "TICKET_TTL=5",
+		"TICKET_TTL=0s", "TICKET_TTL=1500ms", "TICKET_TTL=721h", "MAX_TICKETS=many", "MAX_TICKETS=0",
+		"WECHAT_SCOPE=snsapi_login", "WECHAT_API_BASE=api.weixin.qq.com", "WECHAT_OPEN_BASE=https://a b",
+		"WECHAT_MP_BASE=x", "SESSION_TTL=1s", "FLOWS=scan,scan", "FLOWS=codes,scan", "FLOWS=scan,",
+		"SITE_NAME=" + strings.Repeat("长", 41), "CONFIRM=maybe", "ALLOWED_ORIGINS=*",
+		"ALLOWED_ORIGINS=https://a.example.com/,https://b.example.com", "WECHAT_VERIFY_FILE=../MP_verify_x.txt",
+		"PUSH_MAX_SKEW=10", "QR_RATE=-1", "QR_RATE=1001", "TRUSTED_PROXIES=10.0.0.1", "LOG_LEVEL=loud",
+		"LOG_FORMAT=xml", "ADDR=8080", "ADDR=256.0.0.1:x", "ADDR=unix:/run/wxscan.sock", "REDIS_CA=/nowhere",
+		"WECHAT_ACCOUNT=a/b", "REDIS_PREFIX=a b"}
+	for i, wrong := range append(hidden, shown...) {
+		name, value, _ := strings.Cut(wrong, "=")
+		want := "got something else, which is not shown here"
+		if i >= len(hidden) {
+			want = fmt.Sprintf("got %q", value)
+		}
+		got := fmt.Sprint(run(ended, nil, with(wrong), io.Discard, io.Discard))
+		if !regexp.MustCompile("^"+name+`( \(-[a-z-]+\))?: must be .*$`).MatchString(got) ||
+			!strings.HasSuffix(got, want) || strings.Contains(got, "hush") {
+			t.Errorf("%s: %s, want %s: must be …, %s", wrong, got, name, want)
 		}
 	}
 }
 
-func TestDemoTakesNoCertificate(t *testing.T) {
-	_, err := parseConfig([]string{"-demo", "-tls-cert", "x", "-tls-key", "y"}, none, io.Discard)
-	if err == nil || err.Error() != "TLS_CERT (-tls-cert): must not be set with -demo, which speaks plain http" {
-		t.Error(err)
+func TestSettingsThatDoNotGoTogetherAreRefused(t *testing.T) {
+	for settings, want := range map[string]string{
+		"TLS_CERT=x": "TLS_CERT (-tls-cert), TLS_KEY (-tls-key): must both be set, or neither",
+		"-demo":      "WECHAT_APPSECRET: must not be set with -demo, where anyone can log in as anyone",
+		"-demo WECHAT_APPSECRET= -tls-cert=x -tls-key=y": "TLS_CERT (-tls-cert): must not be set with -demo, " +
+			"which speaks plain http",
+		"-demo WECHAT_APPSECRET= REDIS_URL=redis://x": "REDIS_URL: must not be set with -demo, " +
+			"which simulates WeChat for one process",
+		"REDIS_URL=redis://x": "SESSION_SECRET: must be set with REDIS_URL, the same on each replica: " +
+			"they check each other's sessions",
+	} {
+		var args, env []string
+		for setting := range strings.FieldsSeq(settings) {
+			if setting[0] == '-' {
+				args = append(args, setting)
+			} else {
+				env = append(env, setting)
+			}
+		}
+		_, err := parseConfig(args, with(env...))
+		equal(t, settings, fmt.Sprint(err), want)
 	}
 }
 
@@ -159,36 +140,30 @@ func TestUnknownWordsAreAnsweredWithTheKnownOnes(t *testing.T) {
 }
 
 func TestSettings(t *testing.T) {
-	parse := func(args []string, getenv func(string) string) config {
+	parse := func(getenv func(string) string, args ...string) config {
 		t.Helper()
-		c, err := parseConfig(args, getenv, io.Discard)
+		c, err := parseConfig(args, getenv)
 		must(t, err)
 		return c
 	}
-	c := parse(nil, with())
+	c := parse(with())
 	if c.addr.String() != ":8080" || c.ttl != 5*time.Minute || c.maxTickets != 100000 || c.scope != "snsapi_base" ||
 		c.aesKey != nil || c.demo || c.confirm || c.apiBase != "https://api.weixin.qq.com" ||
 		c.openBase != "https://open.weixin.qq.com" || c.mpBase != "https://mp.weixin.qq.com" {
 		t.Errorf("by default: %+v", c)
 	}
-	c = parse([]string{"-ttl", "720h"}, with("TICKET_TTL=2m", "MAX_TICKETS=7", "PUBLIC_URL=http://[::1]:8080/",
-		"WECHAT_AES_KEY="+docKey, "WECHAT_API_BASE=http://127.0.0.1:9/api/", "ADDR=127.0.0.1:9"))
+	c = parse(with("TICKET_TTL=2m", "MAX_TICKETS=7", "PUBLIC_URL=http://[::1]:8080/", "WECHAT_AES_KEY="+docKey,
+		"WECHAT_API_BASE=http://127.0.0.1:9/api/", "ADDR=127.0.0.1:9"), "-ttl", "720h")
 	if c.ttl != 720*time.Hour || c.maxTickets != 7 || c.publicURL != "http://[::1]:8080" || c.aesKey == nil ||
 		c.apiBase != "http://127.0.0.1:9/api" || c.addr.String() != "127.0.0.1:9" {
 		t.Errorf("%+v", c)
 	}
-	if c := parse([]string{"-demo"}, none); c.addr.String() != "127.0.0.1:8080" {
-		t.Errorf("-demo listens on %q", c.addr)
-	}
+	equal(t, "-demo listens on", parse(none, "-demo").addr.String(), "127.0.0.1:8080")
 	for value, want := range map[string]bool{"yes": true, "ON": true, "1": true, "off": false, "False": false} {
-		if c := parse(nil, with("CONFIRM="+value)); c.confirm != want {
-			t.Errorf("CONFIRM=%s: %v", value, c.confirm)
-		}
+		equal(t, "CONFIRM="+value, parse(with("CONFIRM="+value)).confirm, want)
 	}
 	for flag, want := range map[string]bool{"-confirm": true, "-confirm=no": false} {
-		if c := parse([]string{flag}, with("CONFIRM=maybe")); c.confirm != want {
-			t.Errorf("%s: %v", flag, c.confirm)
-		}
+		equal(t, flag, parse(with("CONFIRM=maybe"), flag).confirm, want)
 	}
 }
 
@@ -203,13 +178,10 @@ func written(t *testing.T, text string) (file string) {
 func TestEnvFileGivesWhatIsNotSetOtherwise(t *testing.T) {
 	file := written(t, "# a comment\r\n\n ; another\nTICKET_TTL=\"1m\"\r\nMAX_TICKETS= '7' \nQR_RATE=\nADDR=:9\n"+
 		"WECHAT_VERIFY_FILE=MP_verify_x.txt\nLOG_LEVEL=debug\nLOG_LEVEL=warn\nHOME=/nowhere")
-	getenv := with("WECHAT_VERIFY_FILE=MP_verify_y.txt")
-	c, err := parseConfig([]string{"-addr", ":7", "-env", file}, getenv, io.Discard)
+	c, err := parseConfig([]string{"-addr", ":7", "-env", file}, with("WECHAT_VERIFY_FILE=MP_verify_y.txt"))
 	must(t, err)
-	if c.ttl != time.Minute || c.maxTickets != 7 || c.qrRate != 60 || c.addr.String() != ":7" ||
-		c.verifyFile != "MP_verify_y.txt" || c.logLevel != slog.LevelWarn {
-		t.Errorf("%+v", c)
-	}
+	equal(t, "settings", fmt.Sprintln(c.ttl, c.maxTickets, c.qrRate, c.addr, c.verifyFile, c.logLevel),
+		"1m0s 7 60 :7 MP_verify_y.txt WARN\n")
 }
 
 func TestEnvFileIsTakenByEachCommand(t *testing.T) {
@@ -227,13 +199,13 @@ func TestEnvFileIsTakenByEachCommand(t *testing.T) {
 func TestEnvFileWithWhatSystemdWouldPassOverIsRefused(t *testing.T) {
 	for _, line := range []string{"export WECHAT_TOKEN=hush", "hush", "=hush", "WECHAT_TOKEN =hush", "2=hush",
 		`WECHAT_TOKEN="hush`, `WECHAT_TOKEN=hush\`, `WECHAT_TOKEN="hu\"sh"`, `WECHAT_TOKEN='hush' # why`} {
-		_, err := parseConfig([]string{"-env", written(t, "\n"+line+"\nADDR=:1\n")}, with(), io.Discard)
+		_, err := parseConfig([]string{"-env", written(t, "\n"+line+"\nADDR=:1\n")}, with())
 		if err == nil || !strings.Contains(err.Error(), "line 2: must be NAME=value") ||
 			strings.Contains(err.Error(), "hush") {
 			t.Errorf("%s: %v", line, err)
 		}
 	}
-	if _, err := parseConfig([]string{"-env", "/nowhere"}, with(), io.Discard); err == nil ||
+	if _, err := parseConfig([]string{"-env", "/nowhere"}, with()); err == nil ||
 		err.Error() != `-env: cannot read "/nowhere": is the file there, and may this user read it?` {
 		t.Error(err)
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/rand"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -38,40 +37,33 @@ const signUsageInChinese = `wxscan sign：以 curl 命令的形式打印微信�
 // interface URL and, for a ticket, the push that logs it in.
 func sign(args []string, getenv func(string) string, stdout io.Writer) error {
 	var c config
-	l := languageOf(getenv)
 	flags := flag.NewFlagSet("sign", flag.ContinueOnError)
 	ticket := flags.String("ticket", "", "")
 	openID := flags.String("openid", "", "")
 	code := flags.String("code", "", "")
 	event := flags.String("event", "scan", "")
-	settings := pick(c.settings(), "WECHAT_TOKEN", "WECHAT_AES_KEY", "WECHAT_APPID", "ADDR", "PUBLIC_URL", "TLS_CERT")
-	settings[len(settings)-1].flag = ""
+	taken := []string{"WECHAT_TOKEN", "WECHAT_AES_KEY", "WECHAT_APPID", "ADDR", "PUBLIC_URL", "TLS_CERT"}
+	settings := slices.DeleteFunc(c.settings(), func(s setting) bool { return !slices.Contains(taken, s.env) })
 	values, err := valuesOf(settings, flags, args, getenv)
-	if errors.Is(err, flag.ErrHelp) {
-		printHelp(stdout, l, l.choose(signUsage, signUsageInChinese))
-		return nil
-	}
 	if err != nil {
 		return err
 	}
-	used := []string{"WECHAT_TOKEN", "WECHAT_AES_KEY"}
-	if values["WECHAT_AES_KEY"] != "" {
-		used = append(used, "WECHAT_APPID") // what is sealed names it
-	}
 	isPublic := values["TLS_CERT"] != ""
 	flags.Visit(func(f *flag.Flag) { isPublic = isPublic || f.Name == "url" })
+	required := []string{"WECHAT_TOKEN"}
 	if isPublic {
-		used = append(used, "PUBLIC_URL")
-	} else {
-		used = append(used, "ADDR")
+		required = append(required, "PUBLIC_URL")
+	}
+	if values["WECHAT_AES_KEY"] != "" {
+		required = append(required, "WECHAT_APPID") // what is sealed names it
 	}
 	isSubscribe, isScan := strings.EqualFold(*event, "subscribe"), strings.EqualFold(*event, "scan")
-	if err := take(pick(settings, used...), values, l, []conflict{
-		{!isSubscribe && !isScan, fmt.Sprintf("-event: must be scan or subscribe, got %q", *event),
-			fmt.Sprintf("-event：应为 scan 或 subscribe，实际为 %q", *event)},
-		{(*ticket == "") != (*openID == ""), "-ticket, -openid: must both be given, or neither",
-			"-ticket、-openid：须同时给出，或都不给出"},
-	}); err != nil {
+	wrong := &settingsError{language: languageOf(getenv)}
+	wrong.when(!isSubscribe && !isScan, fmt.Sprintf("-event: must be scan or subscribe, got %q", *event),
+		fmt.Sprintf("-event：应为 scan 或 subscribe，实际为 %q", *event))
+	wrong.when((*ticket == "") != (*openID == ""), "-ticket, -openid: must both be given, or neither",
+		"-ticket、-openid：须同时给出，或都不给出")
+	if err := wrong.take(settings, values, required...); err != nil {
 		return err
 	}
 	if !isPublic {
@@ -94,11 +86,6 @@ func sign(args []string, getenv func(string) string, stdout io.Writer) error {
 	fmt.Fprintf(stdout, "curl -sS -w '\\n' %s -H 'Content-Type: text/xml' --data-binary %s\n",
 		shellQuoted(c.interfaceURL()+"?"+query.Encode()), shellQuoted(string(push)))
 	return err
-}
-
-// pick returns the settings of these names.
-func pick(settings []setting, names ...string) []setting {
-	return slices.DeleteFunc(slices.Clone(settings), func(s setting) bool { return !slices.Contains(names, s.env) })
 }
 
 func shellQuoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

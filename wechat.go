@@ -45,9 +45,8 @@ type wechat struct {
 	replicas                  bool                      // other processes fetch access tokens for the account too
 	fetching                  chan struct{}             // holds one element while an access token is fetched
 
-	mu      sync.Mutex // guards the fields below
-	token   accessToken
-	dropped time.Time // when a refused token was last dropped
+	mu    sync.Mutex // guards token
+	token accessToken
 }
 
 // An accessToken is the outcome of the last fetch.
@@ -76,14 +75,10 @@ func newHTTPClient() *http.Client {
 // fetch, and its failure for holdOff. While one of them renews a token that is still
 // valid, the others use it.
 func (c *wechat) accessToken(ctx context.Context) (string, error) {
-	t := c.lastToken()
-	if time.Now().Before(t.renew) {
-		return t.value, t.err
-	}
 	select {
 	case c.fetching <- struct{}{}:
 	default:
-		if time.Now().Before(t.expires) {
+		if t := c.lastToken(); time.Now().Before(t.expires) {
 			return t.value, nil
 		}
 		select {
@@ -93,7 +88,8 @@ func (c *wechat) accessToken(ctx context.Context) (string, error) {
 		}
 	}
 	defer func() { <-c.fetching }()
-	if t = c.lastToken(); time.Now().Before(t.renew) { // fetched while we waited
+	t := c.lastToken()
+	if time.Now().Before(t.renew) {
 		return t.value, t.err
 	}
 	fetched := c.fetchToken(ctx)
@@ -147,16 +143,16 @@ func (c *wechat) tokenAge() time.Duration {
 	return 0
 }
 
-// dropToken makes the next caller fetch a token, if ours is still the refused one. It
-// is false if a token was dropped within holdOff: then WeChat refuses new ones too.
+// dropToken makes the next caller fetch a token, unless another has replaced the
+// refused one. It is false for one fetched within holdOff: WeChat refuses new ones too.
 func (c *wechat) dropToken(refused string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.token.value == refused {
-		if time.Since(c.dropped) < holdOff {
+		if time.Since(c.token.fetched) < holdOff {
 			return false
 		}
-		c.token, c.dropped = accessToken{}, time.Now()
+		c.token = accessToken{}
 	}
 	return true
 }
@@ -299,8 +295,8 @@ func (c *wechat) roundTrip(ctx context.Context, target string, body object) (got
 	return got, err
 }
 
-// withoutURL strips an error of net/http of the URL, and so of secrets, and of an
-// answer that it quotes because it did not understand it.
+// withoutURL removes the URL, and with it the secrets, from an error of net/http. An
+// error that may quote an answer is replaced.
 func withoutURL(err error) error {
 	if withURL, ok := errors.AsType[*url.Error](err); ok {
 		err = withURL.Err
