@@ -23,6 +23,20 @@ import (
 	"time"
 )
 
+const checkUsage = `wxscan check: say what is wrong with the set-up, how to mend it, what to enter where;
+run it while the server runs, with the same settings
+  -json             a JSON object a line
+  -demo             check a wxscan -demo that runs here
+and the settings, by flag or environment:
+`
+
+const checkUsageInChinese = `wxscan check：检查各项配置：哪里不对、怎么改、在哪里填什么
+请在服务运行时，用同样的设置运行
+  -json             每行输出一个 JSON 对象
+  -demo             检查本机正在运行的 wxscan -demo
+以及下列设置，可用选项或环境变量：
+`
+
 // A doctor checks the set-up, and prints a line for each step. No line holds a
 // secret; text that others have written is quoted, as it may hold anything.
 type doctor struct {

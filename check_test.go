@@ -342,9 +342,9 @@ func TestCommandsOfTheProgram(t *testing.T) {
 }
 
 func TestEachCommandSaysWhatItTakes(t *testing.T) {
-	const all = "PUBLIC_URL TICKET_TTL WECHAT_TOKEN SESSION_SECRET -env -demo -confirm -version -json"
+	const all = "PUBLIC_URL TICKET_TTL WECHAT_TOKEN SESSION_SECRET -env -demo -confirm "
 	for args, want := range map[string]string{
-		"-h": all, "help": all, "-demo -h": all, "check -h": all,
+		"-h": all + "-version", "help": all + "-version", "-demo -h": all + "-version", "check -h": all + "-json",
 		"sign --help": "-ticket -openid -code -event -addr -url -env WECHAT_TOKEN WECHAT_AES_KEY",
 	} {
 		for language, readme := range map[string]string{"en_GB.UTF-8": "README.md", "zh_CN.UTF-8": "README.zh-CN.md"} {

@@ -80,30 +80,33 @@ func (l language) errorf(english, chinese string, args ...any) error {
 const usage = `wxscan: log in to a web page by scanning a QR code with WeChat
   wxscan -demo      try it on http://127.0.0.1:8080, with a simulated WeChat; needs nothing
   wxscan            serve; needs WECHAT_APPID, WECHAT_APPSECRET, WECHAT_TOKEN and PUBLIC_URL
-  wxscan check      say what is wrong with the set-up, how to mend it, what to enter where:
-                    beside a server that runs, with its settings; -json: a JSON object a line
+  wxscan check      say what is wrong with the set-up, how to mend it, what to enter where
   wxscan sign       print WeChat's requests, as curl lines
   wxscan version    or -version
-sign -h says what sign takes. Flags, and the environment where a flag is not given:
-  -demo             simulate WeChat: anyone can log in as anyone (check: for such a server, here)
+check -h and sign -h say what these take. Flags, and the environment where a flag is not given:
+  -demo             simulate WeChat: anyone can log in as anyone
 `
 
 const usageInChinese = `wxscan：用微信扫码登录网页
   wxscan -demo      在 http://127.0.0.1:8080 试用，微信为模拟，无需任何设置
   wxscan            启动服务，须设置 WECHAT_APPID、WECHAT_APPSECRET、WECHAT_TOKEN 和 PUBLIC_URL
-  wxscan check      检查各项配置：哪里不对、怎么改、在哪里填什么；
-                    请在服务运行时用同样的设置运行；-json：每行输出一个 JSON 对象
+  wxscan check      检查各项配置：哪里不对、怎么改、在哪里填什么
   wxscan sign       以 curl 命令的形式打印微信会发来的请求
   wxscan version    显示版本，也可用 -version
-sign 的选项见 sign -h。选项如下，未给出时取环境变量：
-  -demo             模拟微信：任何人都能以任何身份登录（check：检查本机的 wxscan -demo）
+check 和 sign 的选项见 check -h、sign -h。选项如下，未给出时取环境变量：
+  -demo             模拟微信：任何人都能以任何身份登录
 `
 
 // help returns what a command answers to -h.
 func help(l language, command string) string {
-	text := l.choose(usage, usageInChinese) + settingsHelp(l)
-	if command == "sign" {
+	text := ""
+	switch command {
+	case "check":
+		text = l.choose(checkUsage, checkUsageInChinese) + settingsHelp(l)
+	case "sign":
 		text = l.choose(signUsage, signUsageInChinese)
+	default:
+		text = l.choose(usage, usageInChinese) + settingsHelp(l)
 	}
 	return text + l.choose("README.md, beside the source, has more: the set-up step by step, examples, deployment.\n",
 		"更多内容（逐步设置、接入示例、部署）见源码目录中的 README.zh-CN.md。\n")
