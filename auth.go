@@ -44,8 +44,8 @@ const (
 	outcomeNumber      outcome = "number"   // of the three, a wrong one
 )
 
-// outcome returns what came of an OAuth code, outcomeExpired for one that is
-// not known.
+// outcome returns what came of an OAuth code: outcomeExpired for one that is not known,
+// as are those that settle has forgotten, and all of a ticket that has ended.
 func (r *record) outcome(code string) (came outcome, known bool) {
 	for _, a := range r.Codes {
 		if a.Code == digest(code) {
@@ -73,17 +73,18 @@ func (s *store) claim(ctx context.Context, k key, code string) (record, bool, er
 // forgotten: whoever makes codes up must not use up the ticket.
 func (s *store) settle(ctx context.Context, k key, code string, came outcome, who login) (record, error) {
 	r, _, err := s.change(ctx, k, func(r record) (record, bool) {
+		settled := attempt{Code: digest(code), Outcome: came}
 		switch {
 		case r.Status == statusExpired:
 			return r, false
 		case came == outcomeLogin && r.Status == statusPending:
 			r = s.logIn(r, who)
 		case came == outcomeLogin:
-			came = outcomeUsed
+			settled.Outcome = outcomeUsed
 		}
-		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), func(a attempt) bool { return a.Code == digest(code) })
+		r.Codes = slices.DeleteFunc(slices.Clone(r.Codes), func(a attempt) bool { return a.Code == settled.Code })
 		if came != outcomeExpired {
-			r.Codes = append(r.Codes, attempt{Code: digest(code), Outcome: came})
+			r.Codes = append(r.Codes, settled)
 		}
 		return r, true
 	})
@@ -130,34 +131,25 @@ func (s *server) callback(w http.ResponseWriter, r *http.Request) error {
 	return phoneSucceeded(w, r)
 }
 
-func phoneSucceeded(w http.ResponseWriter, r *http.Request) error {
-	http.Redirect(w, r, "/static/html/loginsucceed.html", http.StatusSeeOther)
-	return nil
-}
-
-// phoneFailed shows the phone why there is no login.
-func phoneFailed(w http.ResponseWriter, r *http.Request, why outcome) error {
-	http.Redirect(w, r, "/static/html/loginfailed.html?reason="+string(why), http.StatusSeeOther)
-	return nil
-}
-
 // redeem logs in the person who comes with a code. A code is exchanged once: a
 // callback that is opened twice waits for the first and shares its outcome.
 func (s *server) redeem(r *http.Request, k key, code string) (record, outcome) {
 	ctx, asker := r.Context(), shares(client(r, s.config.trusted))
-	if s.codeLimit.left(asker...) <= 0 {
+	if s.badOAuthCodes.left(asker...) <= 0 {
 		return record{}, outcomeUnavailable
 	}
-	ticket, first, err := s.tickets.claim(ctx, k, code)
-	switch _, tried := ticket.outcome(code); {
+	ticket, isOurs, err := s.tickets.claim(ctx, k, code)
+	_, isKnown := ticket.outcome(code)
+	switch {
 	case err != nil:
-	case first:
+		return ticket, outcomeUnavailable
+	case isOurs:
 		who, came := s.exchange(ctx, code)
 		if came == outcomeExpired {
-			s.codeLimit.pass(asker...)
+			s.badOAuthCodes.pass(asker...)
 		}
 		ticket, err = s.tickets.settle(context.WithoutCancel(ctx), k, code, came, who)
-	case !tried:
+	case !isKnown: // somebody has logged in already, or too many codes are under way
 		return ticket, outcomeUsed
 	default:
 		s.tickets.wait(ctx, k, requestTimeout, func(now *record) bool {
@@ -179,7 +171,7 @@ func (s *server) exchange(ctx context.Context, code string) (login, outcome) {
 	if err == nil {
 		return who, outcomeLogin
 	}
-	if s.logLimit.pass(one("callback")) == 0 {
+	if s.logLimit.allows("callback") {
 		s.log.Warn("no login by web authorization", "err", err, hint(err))
 	}
 	switch {

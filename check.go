@@ -113,7 +113,7 @@ func check(ctx context.Context, args []string, getenv func(string) string, stdou
 
 // clock compares the clocks. It is false if WeChat does not answer.
 func (d *doctor) clock(ctx context.Context) bool {
-	api := site(d.config.apiBase)
+	api := originOf(d.config.apiBase)
 	resp, _, err := sendAsWeChat(ctx, d.wechat.client, http.MethodGet, d.config.apiBase+"/", nil)
 	if err != nil {
 		d.trouble("clock", "AB", err, api)
@@ -138,7 +138,7 @@ func (d *doctor) clock(ctx context.Context) bool {
 
 // account tries what flow A needs of the account.
 func (d *doctor) account(ctx context.Context) {
-	api := site(d.config.apiBase)
+	api := originOf(d.config.apiBase)
 	if _, err := d.wechat.accessToken(ctx); err != nil {
 		d.trouble("access_token", brokenBy(err), err, api)
 		d.report("qr_code", "–", "not tried, for want of an access token: whether WeChat makes QR codes",
@@ -209,7 +209,7 @@ func (d *doctor) refusal(step, broken string, err *apiError) {
 // interfaceURL does what WeChat does when somebody enters the interface URL.
 func (d *doctor) interfaceURL(ctx context.Context) {
 	const step = "public_url"
-	query, echo, us := d.config.signedQuery(), rand.Text(), site(d.config.publicURL)
+	query, echo, us := d.config.signedQuery(), rand.Text(), originOf(d.config.publicURL)
 	query.Set("echostr", echo)
 	target := d.config.interfaceURL() + "?" + query.Encode()
 	resp, body, err := sendAsWeChat(ctx, d.wechat.client, http.MethodGet, target, nil)
@@ -250,7 +250,7 @@ func (d *doctor) interfaceURL(ctx context.Context) {
 
 // isProxied tells whether the public port differs from the port we listen on.
 func (d *doctor) isProxied() bool {
-	us := site(d.config.publicURL)
+	us := originOf(d.config.publicURL)
 	public := cmp.Or(us.Port(), map[string]string{"http": "80", "https": "443"}[us.Scheme])
 	return strconv.Itoa(d.config.addr.Port) != public
 }
@@ -258,10 +258,11 @@ func (d *doctor) isProxied() bool {
 // port checks whether WeChat would push to the public address. A simulator, which
 // speaks http, pushes to any port.
 func (d *doctor) port() {
-	us := site(d.config.publicURL)
+	us := originOf(d.config.publicURL)
 	ip, _ := netip.ParseAddr(us.Hostname())
 	isPublic := us.Hostname() != "localhost" && !ip.IsLoopback() && !ip.IsPrivate()
-	if isPublic && slices.Contains([]string{"", "80", "443"}, us.Port()) || site(d.config.apiBase).Scheme != "https" {
+	isSimulated := originOf(d.config.apiBase).Scheme != "https"
+	if isPublic && slices.Contains([]string{"", "80", "443"}, us.Port()) || isSimulated {
 		return
 	}
 	d.bad("public_port", "AC",

@@ -14,13 +14,13 @@ import (
 
 // Wrong digits in ten minutes, of one sender and of all. Where ten people log in
 // at a time, a guess meets one of them once in 100,000 times.
-const maxMistypes, maxAllMistypes = 5, 300
+const maxWrongDigits, maxAllWrongDigits = 5, 300
 
 // offers tells whether a way to log in is switched on.
 func (c *config) offers(f flow) bool { return slices.Contains(c.flows, string(f)) }
 
-// number keeps r under a number of so many digits that is nobody else's now.
-func (s *store) number(ctx context.Context, kind string, digits int, r record) (string, error) {
+// keepUnderNumber keeps r under a number of so many digits that is nobody else's now.
+func (s *store) keepUnderNumber(ctx context.Context, kind string, digits int, r record) (string, error) {
 	for range 4 { // if all are taken, so are too many for a guess to be hopeless
 		var random [8]byte
 		rand.Read(random[:])
@@ -36,7 +36,7 @@ func (s *store) number(ctx context.Context, kind string, digits int, r record) (
 func (s *server) beginCode(w http.ResponseWriter, r *http.Request) error {
 	ticket := rand.Text()
 	named := record{Names: digest(ticket), Ends: time.Now().Add(s.config.ttl)}
-	code, err := s.tickets.number(r.Context(), "digits", 6, named)
+	code, err := s.tickets.keepUnderNumber(r.Context(), "digits", 6, named)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func (s *server) takeMessage(ctx context.Context, push *event) (text string, err
 // again goes to the ticket that it came for first, whose digits they may be now.
 func (s *server) takeDigits(ctx context.Context, push *event, digits string) (text string, err error) {
 	sender := one(push.FromUserName)
-	if s.mistypes.isOver(sender) {
+	if s.wrongDigits.isOver(sender) {
 		return "", nil
 	}
 	named, err := s.tickets.look(ctx, aside("digits", digits))
@@ -97,11 +97,11 @@ func (s *server) takeDigits(ctx context.Context, push *event, digits string) (te
 	case first, ticket.Flow == flowCode && ticket.Login == who:
 		return s.loginText(message.Names, ticket), nil
 	case isNew:
-		s.mistypes.count(sender)
+		s.wrongDigits.count(sender)
 	}
 	text = "数字不对，或已过期。请发送登录页上的六位数字。\n" +
 		"These digits are wrong, or old: send those of the login page."
-	if s.mistypes.isOver(sender) {
+	if s.wrongDigits.isOver(sender) {
 		text = "数字不对，或已过期。请十分钟后再试。\n" +
 			"These digits are wrong, or old. Try again in ten minutes."
 	}

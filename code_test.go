@@ -137,7 +137,7 @@ func TestDigitsThatAreSentLogIn(t *testing.T) {
 			if got := w.check(t, other.Ticket, ""); got.Status != statusPending {
 				t.Errorf("another browser: %+v", got)
 			}
-			w.mistypes = newGuessGuard(maxMistypes, maxAllMistypes, 10*time.Minute)
+			w.wrongDigits = newGuessGuard(maxWrongDigits, maxAllWrongDigits, 10*time.Minute)
 		}
 	})
 }
@@ -224,7 +224,7 @@ func TestWrongDigitsAreAnsweredFiveTimes(t *testing.T) {
 }
 
 // TestGuessersTogetherAreLimited has 1,000 senders guess. What counts is the first
-// guess of each, and maxAllMistypes in all.
+// guess of each, and maxAllWrongDigits in all.
 func TestGuessersTogetherAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "FLOWS=code", "TICKET_TTL=1h")
@@ -250,7 +250,7 @@ func TestNumbersAreNobodyElses(t *testing.T) {
 	s, taken, err := emptyStore(t, time.Minute, 100), "", error(nil)
 	for err == nil {
 		var n string
-		n, err = s.number(t.Context(), "digits", 1, record{Ends: time.Now().Add(time.Minute)})
+		n, err = s.keepUnderNumber(t.Context(), "digits", 1, record{Ends: time.Now().Add(time.Minute)})
 		if err == nil && strings.Contains(taken, n) {
 			t.Fatalf("%s is given twice", n)
 		}

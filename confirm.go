@@ -102,9 +102,9 @@ func (s *server) toConfirm(ctx context.Context, sent string) (k key, ticket reco
 	return k, ticket, outcomeNone
 }
 
-// askPhone shows the phone what it is about to log in. It changes nothing, so
+// showConfirm shows the phone what it is about to log in. It changes nothing, so
 // that a preview of the link does no harm.
-func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
+func (s *server) showConfirm(w http.ResponseWriter, r *http.Request) error {
 	sent := r.URL.Query().Get("s")
 	k, ticket, why := s.toConfirm(r.Context(), sent)
 	if why != outcomeNone {
@@ -112,16 +112,16 @@ func (s *server) askPhone(w http.ResponseWriter, r *http.Request) error {
 	}
 	numbers := choices(k, sent)
 	return s.config.writePage(w, http.StatusOK, "static/html/confirm.html",
-		"Site", s.config.site(), "Host", site(s.config.publicURL).Host,
+		"Site", s.config.site(), "Host", originOf(s.config.publicURL).Host,
 		"First", numbers[0], "Second", numbers[1], "Third", numbers[2],
 		"Secret", sent, "Shown", strconv.FormatInt(time.Now().UnixMilli(), 10),
 		"Browser", ticket.Asker.Browser, "Address", cmp.Or(ticket.Asker.Address, "?"))
 }
 
-// hearPhone takes the phone's answer, which counts once: the right number logs in;
+// takeAnswer takes the phone's answer, which counts once: the right number logs in;
 // either of the others, or "no", declines. An answer that comes too soon, or is
 // none of these, decides nothing: the page is shown again.
-func (s *server) hearPhone(w http.ResponseWriter, r *http.Request) error {
+func (s *server) takeAnswer(w http.ResponseWriter, r *http.Request) error {
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	sent, answer := r.PostFormValue("s"), r.PostFormValue("answer")
 	k, _, why := s.toConfirm(r.Context(), sent)

@@ -45,14 +45,14 @@ type server struct {
 	metrics metrics
 	demo    http.Handler // the simulator, or nil
 
-	guesses      *guessGuard // wrong signatures, by client
-	mistypes     *guessGuard // digits that are nobody's, by sender
-	qrLimit      limiter     // who asks for QR codes, by client
-	pictureLimit limiter     // who has them drawn, by client
-	codeLimit    limiter     // OAuth codes that WeChat calls invalid, by client
-	codes        limiter     // codes that are sent, by sender
-	misses       limiter     // wrong codes of wechat-server's clients
-	logLimit     limiter     // log lines that strangers can cause, by kind
+	badSignatures *guessGuard // of pushes and URL checks, by client
+	wrongDigits   *guessGuard // of flow C, by sender
+	qrLimit       limiter     // who asks for QR codes, by client
+	pictureLimit  limiter     // who has them drawn, by client
+	badOAuthCodes limiter     // that WeChat calls invalid, by client
+	apiCodesSent  limiter     // codes of wechat-server's protocol, by their receiver
+	wrongAPICodes limiter     // of all its clients together
+	logLimit      limiter     // log lines that strangers can cause, by kind
 }
 
 func newServer(c config, log *slog.Logger) *server {
@@ -67,14 +67,14 @@ func newServer(c config, log *slog.Logger) *server {
 		parked:  parking{tickets: make(map[key]int), clients: make(map[string]int)},
 		metrics: metrics{counts: make(map[string]int)},
 
-		guesses:      newGuessGuard(maxWrong, maxAllWrong, time.Minute),
-		mistypes:     newGuessGuard(maxMistypes, maxAllMistypes, 10*time.Minute),
-		qrLimit:      limiter{rate: c.qrRate, window: time.Minute},
-		pictureLimit: limiter{rate: 10 * c.qrRate, window: time.Minute},
-		codeLimit:    limiter{rate: 10, window: time.Minute},
-		codes:        limiter{rate: maxCodesSent, window: time.Minute},
-		misses:       limiter{rate: maxMisses, window: time.Minute},
-		logLimit:     limiter{rate: 600, window: time.Minute},
+		badSignatures: newGuessGuard(maxWrong, maxAllWrong, time.Minute),
+		wrongDigits:   newGuessGuard(maxWrongDigits, maxAllWrongDigits, 10*time.Minute),
+		qrLimit:       limiter{rate: c.qrRate, window: time.Minute},
+		pictureLimit:  limiter{rate: 10 * c.qrRate, window: time.Minute},
+		badOAuthCodes: limiter{rate: 10, window: time.Minute},
+		apiCodesSent:  limiter{rate: maxAPICodesSent, window: time.Minute},
+		wrongAPICodes: limiter{rate: maxWrongAPICodes, window: time.Minute},
+		logLimit:      limiter{rate: 600, window: time.Minute},
 	}
 	s.tickets = newStore(c.ttl, s.local)
 	s.pushes = newStore(0, s.seen)
@@ -84,7 +84,7 @@ func newServer(c config, log *slog.Logger) *server {
 		s.pushes = s.tickets
 	}
 	s.tickets.confirm = c.confirm
-	s.tickets.event = s.logEvent
+	s.tickets.onStatus = s.logStatus
 	s.wechat.called = func(path, result string) {
 		s.metrics.count("wxscan_wechat_calls_total{path=%q,result=%q}", path, result)
 	}
@@ -95,8 +95,8 @@ func newServer(c config, log *slog.Logger) *server {
 func (s *server) work(ctx context.Context) {
 	var all sync.WaitGroup
 	if s.redis == nil {
-		all.Go(func() { s.local.sweep(ctx, s.logEvent) })
-		all.Go(func() { s.seen.sweep(ctx, s.logEvent) })
+		all.Go(func() { s.local.sweep(ctx, s.logStatus) })
+		all.Go(func() { s.seen.sweep(ctx, s.logStatus) })
 	} else {
 		waiting := &s.tickets.waiting
 		all.Go(func() { s.redis.watch(ctx, func(name string) { waiting.wake(parseKey(name)) }, waiting.wakeAll) })
@@ -141,8 +141,8 @@ func (s *server) routes() http.Handler {
 	handle("GET /wechat/qr.txt", s.draw)
 	handle("GET /wechat/checklogin", s.poll)
 	acts("GET /wechat/accessusercode", s.callback)
-	handle("GET /wechat/confirm", s.askPhone)
-	handle("POST /wechat/confirm", s.hearPhone)
+	handle("GET /wechat/confirm", s.showConfirm)
+	handle("POST /wechat/confirm", s.takeAnswer)
 	handle("GET /wechat/session", s.session)
 	handle("POST /wechat/logout", s.logout)
 	handle("GET /{$}", s.loginPage)
@@ -236,9 +236,9 @@ func (s *server) pictureURL(ticket string) string {
 	return s.config.publicURL + "/wechat/qr.png?ticket=" + ticket
 }
 
-// begin gives a browser its ticket. Of what the code says, qr is to be kept.
-func (s *server) begin(w http.ResponseWriter, r *http.Request, f flow, qr string, answer qrAnswer) error {
-	if err := s.tickets.begin(r.Context(), answer.Ticket, f, qr, s.asker(r)); err != nil {
+// begin gives a browser its ticket. shown is kept, for the code to be drawn from again.
+func (s *server) begin(w http.ResponseWriter, r *http.Request, f flow, shown string, answer qrAnswer) error {
+	if err := s.tickets.begin(r.Context(), answer.Ticket, f, shown, s.asker(r)); err != nil {
 		return err
 	}
 	answer.ExpiresIn = int(s.config.ttl.Seconds())
@@ -365,7 +365,7 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case status == http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "5")
 	}
-	if s.logLimit.pass(one(answer.Error)) == 0 {
+	if s.logLimit.allows(answer.Error) {
 		s.log.Log(r.Context(), level, "request failed", "route", r.Pattern, "status", status, "err", err, hint(err))
 	}
 	writeJSON(w, status, answer)

@@ -47,6 +47,9 @@ func (l *limiter) pass(shares ...share) time.Duration {
 	return 0
 }
 
+// allows is pass for one key, where it matters only whether it may.
+func (l *limiter) allows(key string) bool { return l.pass(one(key)) == 0 }
+
 // left returns how many times the shares may still pass in this window.
 func (l *limiter) left(shares ...share) int {
 	l.mu.Lock()

@@ -37,7 +37,7 @@ type limited struct {
 }
 
 func (h limited) Handle(ctx context.Context, r slog.Record) error {
-	if h.logLimit.pass(one("")) > 0 {
+	if !h.logLimit.allows("") {
 		return nil
 	}
 	return h.Handler.Handle(ctx, r)

@@ -47,9 +47,9 @@ func (m *localRecords) swap(_ context.Context, k key, old, next *record) (bool, 
 }
 
 // sweep forgets the records that have ended, every sweepEvery until ctx ends, and
-// tells event of those with which nobody has logged in. Among very many records it
+// tells onStatus of those with which nobody has logged in. Among very many records it
 // sweeps less often: a twentieth of a core is enough.
-func (m *localRecords) sweep(ctx context.Context, event func(key, record)) {
+func (m *localRecords) sweep(ctx context.Context, onStatus func(key, record)) {
 	for every := sweepEvery; ctx.Err() == nil; pause(ctx, every) {
 		start := time.Now()
 		for k, v := range m.byKey.Range {
@@ -59,7 +59,7 @@ func (m *localRecords) sweep(ctx context.Context, event func(key, record)) {
 			}
 			m.count.Add(-1)
 			if r.waits() {
-				event(k.(key), r.become(statusExpired, 0))
+				onStatus(k.(key), r.become(statusExpired, 0))
 			}
 		}
 		every = max(sweepEvery, 20*time.Since(start))

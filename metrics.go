@@ -26,10 +26,10 @@ func (m *metrics) count(format string, args ...any) {
 	m.counts[series]++
 }
 
-// logEvent logs and counts the new status of a ticket. The first digits of its key
+// logStatus logs and counts the new status of a ticket. The first digits of its key
 // tie the lines of one login together.
-func (s *server) logEvent(k key, r record) {
-	if s.logLimit.pass(one(string(r.Status))) == 0 {
+func (s *server) logStatus(k key, r record) {
+	if s.logLimit.allows(string(r.Status)) {
 		s.log.Info("login "+string(r.Status), "login", k.String()[:8], "flow", r.Flow)
 	}
 	switch r.Status {

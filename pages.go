@@ -28,14 +28,14 @@ func (c *config) pagePolicy() string {
 	}
 	pictures := "'self' https://*.qlogo.cn"
 	if c.account != "" {
-		pictures += " " + site(c.openBase).String() // its own QR code
+		pictures += " " + originOf(c.openBase).String() // its own QR code
 	}
 	return "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; " +
 		"img-src " + pictures + "; form-action 'self'; base-uri 'none'; " + framed
 }
 
 // site returns the name that people know this site by.
-func (c *config) site() string { return cmp.Or(c.siteName, site(c.publicURL).Host) }
+func (c *config) site() string { return cmp.Or(c.siteName, originOf(c.publicURL).Host) }
 
 // loginPage serves the login page, which knows who is logged in already, and leads
 // back to return_to if that is safe.
@@ -47,6 +47,20 @@ func (s *server) loginPage(w http.ResponseWriter, r *http.Request) error {
 	return s.config.writePage(w, http.StatusOK, "static/index.html", "Site", s.config.site(),
 		"Flows", strings.Join(s.config.flows, ","), "ReturnTo", returnTo(r.URL.RawQuery),
 		"OpenID", who.OpenID, "Nickname", who.Nickname, "Avatar", who.Avatar)
+}
+
+// phoneSucceeded shows the phone that somebody is logged in. Where the login began inside
+// WeChat, the page's script goes back to it from there. No redirect to another site can
+// take its place: browsers hold the confirmation's form to pagePolicy's form-action.
+func phoneSucceeded(w http.ResponseWriter, r *http.Request) error {
+	http.Redirect(w, r, "/static/html/loginsucceed.html", http.StatusSeeOther)
+	return nil
+}
+
+// phoneFailed shows the phone why there is no login.
+func phoneFailed(w http.ResponseWriter, r *http.Request, why outcome) error {
+	http.Redirect(w, r, "/static/html/loginfailed.html?reason="+string(why), http.StatusSeeOther)
+	return nil
 }
 
 // markup is HTML for a page; other text is escaped.
@@ -127,7 +141,7 @@ func (s *server) draw(w http.ResponseWriter, r *http.Request) error {
 	if err := s.pass(&s.pictureLimit, w, r); err != nil {
 		return err
 	}
-	text := ticket.QR
+	text := ticket.Shown
 	if ticket.Flow == flowAuth {
 		text = s.wechat.loginURL(s.config.publicURL, digest(query.Get("ticket")))
 	}

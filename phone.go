@@ -64,7 +64,7 @@ func (d *demo) scan(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no such ticket, or it has expired", http.StatusNotFound)
 		return
 	}
-	link, event := ticket.QR, "scan"
+	link, event := ticket.Shown, "scan"
 	switch ticket.Flow {
 	case flowAuth:
 		link, event = newWeChat(&d.config, nil).loginURL(d.config.publicURL, key), "allow"
@@ -74,7 +74,8 @@ func (d *demo) scan(w http.ResponseWriter, r *http.Request) {
 	var shown string
 	opened, err := d.open(strings.TrimSuffix(link, "#wechat_redirect"))
 	if err == nil {
-		shown, err = d.press(r.Context(), opened, r.FormValue("openid"), cmp.Or(r.FormValue("event"), event), ticket.QR)
+		event = cmp.Or(r.FormValue("event"), event)
+		shown, err = d.press(r.Context(), opened, r.FormValue("openid"), event, ticket.Shown)
 	}
 	if err == nil && ticket.Flow == flowAuth {
 		var resp *http.Response

@@ -70,7 +70,7 @@ func decodeXML(data []byte, v any) error {
 func (s *server) verifyURL(w http.ResponseWriter, r *http.Request) error {
 	query, asker := r.URL.Query(), client(r, s.config.trusted)
 	isRight := verify(query.Get("signature"), s.config.token, query.Get("timestamp"), query.Get("nonce"))
-	if err := s.guesses.judge(asker, isRight); err != nil {
+	if err := s.badSignatures.judge(asker, isRight); err != nil {
 		return err
 	}
 	if r.Header.Get("X-Forwarded-For") == "" && asker.IsLoopback() {
@@ -133,11 +133,11 @@ func (s *server) takeScan(ctx context.Context, push *event) (text string, err er
 func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error) {
 	query := r.URL.Query()
 	signed := []string{s.config.token, query.Get("timestamp"), query.Get("nonce")}
-	sign, key, guesser := query.Get("signature"), s.config.aesKey, client(r, s.config.trusted)
+	sign, guesser, isSafeMode := query.Get("signature"), client(r, s.config.trusted), s.config.aesKey != nil
 	isRight := verify(sign, signed...)
 	// WeChat sends this signature in safe mode too: a wrong one spares us the body.
-	if key == nil || query.Has("signature") && !isRight || s.guesses.shutsOut(guesser) {
-		if err := s.guesses.judge(guesser, isRight); err != nil {
+	if !isSafeMode || query.Has("signature") && !isRight || s.badSignatures.shutsOut(guesser) {
+		if err := s.badSignatures.judge(guesser, isRight); err != nil {
 			return nil, err
 		}
 	}
@@ -148,14 +148,14 @@ func (s *server) readPush(w http.ResponseWriter, r *http.Request) (*event, error
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errPush, err)
 	}
-	if key != nil {
+	if isSafeMode {
 		var envelope event
 		sign = query.Get("msg_signature")
 		isRight = decodeXML(body, &envelope) == nil && verify(sign, append(signed, envelope.Encrypt)...)
-		if err := s.guesses.judge(guesser, isRight); err != nil {
+		if err := s.badSignatures.judge(guesser, isRight); err != nil {
 			return nil, err
 		}
-		if body, err = key.open(envelope.Encrypt, s.config.appID); err != nil {
+		if body, err = s.config.aesKey.open(envelope.Encrypt, s.config.appID); err != nil {
 			return nil, fmt.Errorf("%w: %w", errSignature, err)
 		}
 	}
@@ -227,7 +227,7 @@ type message struct {
 var beijing = time.FixedZone("UTC+8", 8*60*60)
 
 // loginText tells whoever has logged in, or is to confirm it, where the ticket with
-// key k stands.
+// key k stands. It names the host, which nobody can choose as they can SITE_NAME.
 func (s *server) loginText(k key, ticket record) string {
 	confirm := ""
 	text := "您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n" +
@@ -239,7 +239,7 @@ func (s *server) loginText(k key, ticket record) string {
 			"<a href=\"%[3]s\">Look and confirm</a>; if it is not you, do nothing."
 		confirm = s.confirmURL(k, ticket)
 	}
-	return fmt.Sprintf(text, site(s.config.publicURL).Host, time.Now().In(beijing).Format("15:04"), confirm)
+	return fmt.Sprintf(text, originOf(s.config.publicURL).Host, time.Now().In(beijing).Format("15:04"), confirm)
 }
 
 // passiveReply returns the answer to a push (被动回复用户消息) that shows its sender a

@@ -101,7 +101,7 @@ func TestSafeModeReadsNoXMLOfAWrongSignature(t *testing.T) {
 	if status := send(query); status != 429 || body.Len() != len(push) {
 		t.Errorf("of a client that is shut out: %d, and %d bytes are read", status, len(push)-body.Len())
 	}
-	w.guesses = newGuessGuard(maxWrong, maxAllWrong, time.Minute)
+	w.badSignatures = newGuessGuard(maxWrong, maxAllWrong, time.Minute)
 	if status := send(query); status != 200 || !w.check(t, qr.Ticket, "").Login {
 		t.Errorf("with the right one: %d", status)
 	}

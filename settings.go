@@ -74,14 +74,14 @@ func fromHere(addr *net.TCPAddr) string {
 func (c *config) interfaceURL() string { return c.publicURL + "/wechat/message" }
 
 // domain is the bare host that the authorize page may send phones back to.
-func (c *config) domain() string { return site(c.publicURL).Hostname() }
+func (c *config) domain() string { return originOf(c.publicURL).Hostname() }
 
 // shortToken tells whether the Token could be guessed by asking.
 func (c *config) shortToken() bool { return len(c.token) < 16 }
 
-// site returns the scheme and host of an address, without the rest, which may hold
+// originOf returns the scheme and host of an address, without the rest, which may hold
 // secrets. It is never nil.
-func site(address string) *url.URL {
+func originOf(address string) *url.URL {
 	u, err := url.Parse(address)
 	if err != nil {
 		return new(url.URL)
@@ -164,13 +164,13 @@ func like(pattern string) func(string) (string, error) {
 	}
 }
 
-// origin is the pattern of scheme://host[:port].
-const origin = `https?://([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?`
+// originPattern is that of scheme://host[:port].
+const originPattern = `https?://([0-9A-Za-z.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?`
 
 // parseOrigin returns an origin as browsers write it: in lower case, an IPv6 address
 // at its shortest, and without the default port of its scheme.
 func parseOrigin(value string) (string, error) {
-	value, err := like(origin)(strings.ToLower(value))
+	value, err := like(originPattern)(strings.ToLower(value))
 	u, noURL := url.Parse(value)
 	if err != nil || noURL != nil {
 		return "", errMalformed
@@ -195,7 +195,7 @@ func parseYesNo(value string) (bool, error) {
 
 // settings returns all settings, bound to c.
 func (c *config) settings() []setting {
-	const base = origin + `(/[!-~]*)?`
+	const base = originPattern + `(/[!-~]*)?`
 	text := func(p *string, pattern string) func(string) bool { return parsed(p, like(pattern)) }
 	link := func(p *string, pattern string) func(string) bool {
 		return func(value string) bool { return text(p, pattern)(strings.TrimSuffix(value, "/")) }
@@ -229,7 +229,7 @@ func (c *config) settings() []setting {
 			"验证 rediss:// 所用的 CA 证书文件；不设则用系统的"},
 		{"REDIS_PREFIX", "redis-prefix", open, "wxscan:", text(&c.redisPrefix, `[!-~]{0,100}`),
 			"what our keys in Redis begin with", "在 Redis 中所用 key 的前缀"},
-		{"PUBLIC_URL", "url", open, "", link(&c.publicURL, origin),
+		{"PUBLIC_URL", "url", open, "", link(&c.publicURL, originPattern),
 			"http(s)://host[:port], no path, where phones reach us", "手机和微信访问本服务的地址 http(s)://域名[:端口]，不带路径"},
 		{"ADDR", "addr", open, ":8080", parsed(&c.addr, parseAddr), "host:port to listen on", "监听地址 host:port"},
 		{"TICKET_TTL", "ttl", open, "5m", within(&c.ttl, time.ParseDuration, time.Second, time.Second, 720*time.Hour),

@@ -91,14 +91,14 @@ type login struct {
 // A record is what is known of one ticket. It never changes: another takes its place.
 type record struct {
 	Flow   flow   // "" of what is no login, but kept beside
-	QR     string // flow A: what the QR code says; flow C: the digits
+	Shown  string // flow A: what the QR code says; flow C and the API: the digits; flow B: "", as its key says it
 	Asker  asker  // who asked for the ticket
 	Status status
-	Login  login     // of the statuses scanned and done
+	Login  login     // of the statuses scanned and done; of the API, from the start
 	Since  time.Time // when the ticket came to its status
 	Ends   time.Time // of the status: from then on the ticket has expired
 	Codes  []attempt // of flow B, never changed in place
-	Names  key       `json:",omitzero"` // another record, where this one leads to it
+	Names  key       `json:",omitzero"` // of digits, their ticket; of a message, the ticket it went to or came for
 	held   string    // in Redis: the record as it is there
 }
 
@@ -126,7 +126,7 @@ type store struct {
 	records   records
 	lookAgain time.Duration         // how often a wait looks again, in case nobody wakes it
 	waiting   waiters               // who waits for a change
-	event     func(k key, r record) // is told of each new status of a ticket
+	onStatus  func(k key, r record) // is told of each new status of a ticket
 }
 
 // records is where the records of tickets are kept: localRecords, or redis.
@@ -145,16 +145,16 @@ type records interface {
 
 // newStore returns a store whose tickets each wait for ttl.
 func newStore(ttl time.Duration, kept records) *store {
-	return &store{ttl: ttl, records: kept, lookAgain: time.Hour, event: func(key, record) {},
+	return &store{ttl: ttl, records: kept, lookAgain: time.Hour, onStatus: func(key, record) {},
 		waiting: waiters{byKey: make(map[key]*waiter)}}
 }
 
 // begin makes ticket the ticket of a wait that starts now. It returns
 // errTooManyTickets at the cap, and an error rather than give one ticket to two
 // browsers.
-func (s *store) begin(ctx context.Context, ticket string, f flow, qr string, by asker) error {
+func (s *store) begin(ctx context.Context, ticket string, f flow, shown string, by asker) error {
 	now := time.Now()
-	_, isNew, err := s.keep(ctx, digest(ticket), record{Flow: f, QR: qr, Asker: by, Status: statusPending,
+	_, isNew, err := s.keep(ctx, digest(ticket), record{Flow: f, Shown: shown, Asker: by, Status: statusPending,
 		Since: now, Ends: now.Add(s.ttl)})
 	if err == nil && !isNew {
 		err = errors.New("this ticket was issued before")
@@ -172,7 +172,7 @@ func (s *store) look(ctx context.Context, k key) (record, error) {
 // change swaps the record of a ticket, as look returns it, for what next makes of
 // it, and wakes whoever waits. It returns the record that holds now, and whether that is
 // next's: next returns false to leave the record as it is. When others change the
-// record meanwhile, next sees theirs.
+// record meanwhile, next is called again, with theirs.
 func (s *store) change(ctx context.Context, k key, next func(record) (record, bool)) (record, bool, error) {
 	for {
 		old, err := s.records.get(ctx, k)
@@ -197,7 +197,7 @@ func (s *store) change(ctx context.Context, k key, next func(record) (record, bo
 		}
 		s.waiting.wake(k)
 		if r.Flow != "" && r.Status != held.Status {
-			s.event(k, r)
+			s.onStatus(k, r)
 		}
 		return r, true, nil
 	}
@@ -247,13 +247,15 @@ func (s *store) decide(ctx context.Context, k key, yes bool) (bool, error) {
 	return decided, err
 }
 
-// wait returns as soon as news says so of the ticket's record, or nothing more can be
-// waited for; after d, or when ctx ends. The error is of a record that cannot be read.
+// wait returns as soon as news says so of the ticket's record, or when the ticket can
+// have no news any more. It returns after d at the latest, and when ctx ends. The error
+// is of a record that cannot be read.
 func (s *store) wait(ctx context.Context, k key, d time.Duration, news func(*record) bool) error {
 	for deadline := time.Now().Add(d); ; {
 		changed := s.waiting.join(k) // before the look: a change after it wakes us
 		r, err := s.records.get(ctx, k)
-		if err != nil || r == nil || r.left() <= 0 || !r.waits() || !time.Now().Before(deadline) || news(r) {
+		isOver := err != nil || r == nil || r.left() <= 0 || !r.waits() || !time.Now().Before(deadline)
+		if isOver || news(r) {
 			s.waiting.leave(k, changed)
 			return err
 		}

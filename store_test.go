@@ -130,12 +130,12 @@ func TestSweepForgetsWhatHasEndedAndTheCapCountsWhatIsKept(t *testing.T) {
 		s := newStore(24*time.Hour, memory) // however long tickets live, results do not stay
 		events := make(map[status]int)
 		var mu sync.Mutex
-		s.event = func(_ key, r record) {
+		s.onStatus = func(_ key, r record) {
 			mu.Lock()
 			defer mu.Unlock()
 			events[r.Status]++
 		}
-		go memory.sweep(ctx, s.event)
+		go memory.sweep(ctx, s.onStatus)
 		s.keep(ctx, key{}, record{Ends: time.Now().Add(resultTTL)}) // which is no ticket, and no event
 		for i := range 10 {
 			if k := s.start(t, flowScan); i < 4 {
@@ -348,7 +348,8 @@ func TestACodeWhoseReplicaDiedIsClaimedAgain(t *testing.T) {
 		equal(t, "codes", len(s.stands(t, k).Codes), 1)
 		time.Sleep(time.Minute)
 		r, err := s.settle(t.Context(), k, "code", outcomeLogin, login{OpenID: "alice"})
-		if came, _ := r.outcome("code"); came != outcomeExpired || err != nil || s.stands(t, k).Status != statusExpired {
+		came, _ := r.outcome("code")
+		if came != outcomeExpired || err != nil || s.stands(t, k).Status != statusExpired {
 			t.Errorf("a code of a ticket that expires meanwhile: %q, %v", came, err)
 		}
 	})
