@@ -306,8 +306,10 @@ func (e *settingsError) take(settings []setting, values map[string]string, requi
 }
 
 // parseConfig reads the settings of a server.
-func parseConfig(args []string, getenv func(string) string) (c config, err error) {
-	return c, c.parse(flag.NewFlagSet("wxscan", flag.ContinueOnError), args, getenv)
+func parseConfig(args []string, getenv func(string) string) (config, error) {
+	var c config
+	err := c.parse(flag.NewFlagSet("wxscan", flag.ContinueOnError), args, getenv)
+	return c, err
 }
 
 // parse reads the settings, with flags for them beside those that flags has already.
