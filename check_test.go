@@ -283,7 +283,9 @@ func TestSignGoesToTheServerOrSaysWhatIsWrong(t *testing.T) {
 		{"ADDR=0.0.0.0:99", "", "http://127.0.0.1:99/wechat/message?"},
 		{"ADDR=:99", "-addr [::1]:98", "http://[::1]:98/wechat/message?"},
 		{"TLS_CERT=cert.pem", "", "https://login.example.com/wechat/message?"},
-		{"ADDR=:99", "-url https://other.example.com", "https://other.example.com/wechat/message?"},
+		{"ADDR=:99", "-tls-cert cert.pem", "https://login.example.com/wechat/message?"},
+		{"ADDR=no.such.host:x;WECHAT_APPID=x", "-url https://other.example.com", // what it needs not may be wrong
+			"https://other.example.com/wechat/message?"},
 
 		{"WECHAT_TOKEN=", "", "WECHAT_TOKEN: must be 3 to 32 letters"},
 		{"WECHAT_AES_KEY=short", "", "WECHAT_AES_KEY: must be the EncodingAESKey"},
@@ -345,7 +347,7 @@ func TestEachCommandSaysWhatItTakes(t *testing.T) {
 	const all = "PUBLIC_URL TICKET_TTL WECHAT_TOKEN SESSION_SECRET -env -demo -confirm "
 	for args, want := range map[string]string{
 		"-h": all + "-version", "help": all + "-version", "-demo -h": all + "-version", "check -h": all + "-json",
-		"sign --help": "-ticket -openid -code -event -addr -url -env WECHAT_TOKEN WECHAT_AES_KEY",
+		"sign --help": "-ticket -openid -code -event -addr -url -tls-cert -env WECHAT_TOKEN WECHAT_AES_KEY",
 	} {
 		for language, readme := range map[string]string{"en_GB.UTF-8": "README.md", "zh_CN.UTF-8": "README.zh-CN.md"} {
 			var out strings.Builder

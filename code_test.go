@@ -401,6 +401,7 @@ func TestClientOfWeChatServer(t *testing.T) {
 		} {
 			equal(t, test.name, w.user(t, test.code, test.authorization), test.want)
 		}
+		equal(t, "codes sent", w.metrics.counts[`wxscan_tickets_total{flow="api"}`], 3)
 	})
 }
 

@@ -39,7 +39,7 @@ func (l *limiter) pass(shares ...share) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.remaining(shares) <= 0 {
-		return time.Until(l.ends)
+		return max(1, time.Until(l.ends))
 	}
 	for _, s := range shares {
 		l.passed[s.key]++
@@ -124,24 +124,26 @@ const (
 // works. Right ones never count.
 type guessGuard struct {
 	wrong limiter // by guesser
+	once  limiter // by guesser too, to know who has been wrong at all
 	all   limiter
 }
 
 // newGuessGuard lets each be wrong so many times in a window, and all together so many.
 func newGuessGuard(each, all int, window time.Duration) *guessGuard {
-	return &guessGuard{limiter{rate: each, window: window}, limiter{rate: all, window: window}}
+	return &guessGuard{limiter{rate: each, window: window}, limiter{rate: 1, window: window},
+		limiter{rate: all, window: window}}
 }
 
 // isOver tells whether a guesser is over the limit: its own or, if it has been wrong
 // at all, everybody's.
 func (g *guessGuard) isOver(who ...share) bool {
-	left := g.wrong.left(who...)
-	return left <= 0 || left < g.wrong.rate && g.all.left(one("")) <= 0
+	return g.wrong.left(who...) <= 0 || g.once.left(who...) <= 0 && g.all.left(one("")) <= 0
 }
 
 // count notes that a guess was wrong.
 func (g *guessGuard) count(who ...share) {
 	g.wrong.pass(who...)
+	g.once.pass(who...)
 	g.all.pass(one(""))
 }
 

@@ -171,8 +171,9 @@ func runServer(ctx context.Context, args []string, getenv func(string) string, s
 			return fmt.Errorf("REDIS_URL: %w", refused)
 		}
 	}
+	ctx, stop := context.WithCancel(ctx)
 	var background sync.WaitGroup
-	defer background.Wait()
+	defer func() { stop(); background.Wait() }()
 	background.Go(func() { s.work(ctx) })
 	log.Info("listening", "addr", listener.Addr().String(), "url", c.publicURL)
 	if c.demo {

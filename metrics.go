@@ -63,7 +63,7 @@ func (s *server) showMetrics(w http.ResponseWriter, r *http.Request) error {
 	}
 	var page bytes.Buffer
 	for _, metric := range []struct{ name, kind, help string }{
-		{"wxscan_tickets_total", "counter", "QR codes made, by flow."},
+		{"wxscan_tickets_total", "counter", "Logins begun, by flow: QR codes, digits, codes sent."},
 		{"wxscan_logins_total", "counter", "Ends of logins, by flow and outcome."},
 		{"wxscan_wechat_calls_total", "counter", "Calls of WeChat's API, by path and result."},
 		{"wxscan_waiting_browsers", "gauge", "Polls that wait for a scan."},

@@ -106,7 +106,7 @@ var authorizePage = regexp.MustCompile(`^/connect/oauth2/authorize\?appid=([^&]+
 // account.
 func (d *demo) open(link string) (screen, error) {
 	path := strings.TrimPrefix(link, d.config.publicURL+"/demo")
-	if path == "/chat" {
+	if chat, _, _ := strings.Cut(path, "?"); chat == "/chat" {
 		return screen{asks: "code"}, nil
 	}
 	if id, isQR := strings.CutPrefix(path, "/q/"); isQR {

@@ -78,6 +78,24 @@ func TestGuessersAreToldApartAsFarAsTheyCanBe(t *testing.T) {
 	}
 }
 
+// A network of /64s that was wrong a few times is not taken for one that never was.
+func TestEverybodysLimitHoldsForWholeNetworks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		for i := range maxAllWrong {
+			w.knock("GET", badSignature, fmt.Sprintf("[2001:db8:%x::1]:1", i))
+		}
+		for i := range 11 {
+			want := 403
+			if i == 10 {
+				want = 429
+			}
+			peer := fmt.Sprintf("[2001:db8:ffff:%x::1]:1", i)
+			equal(t, fmt.Sprintf("guess %d", i), w.knock("GET", badSignature, peer), want)
+		}
+	})
+}
+
 func TestSafeModeReadsNoXMLOfAWrongSignature(t *testing.T) {
 	w := newWorld(t, "WECHAT_AES_KEY="+docKey)
 	qr := w.begin(t, "getloginqr")

@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"math"
 	"net"
 	"net/netip"
 	"net/url"
@@ -242,8 +241,8 @@ func (c *config) settings() []setting {
 			"QR codes a minute for one client, to 1000; 0: no limit", "每个客户端每分钟的二维码数，至多 1000；0 表示不限制"},
 		{"TRUSTED_PROXIES", "trusted-proxies", open, "", listed(&c.trusted, netip.ParsePrefix),
 			"CIDRs, besides loopback, whose X-Forwarded-For counts", "除本机外可信代理的 CIDR，逗号分隔，采用其 X-Forwarded-For"},
-		{"PUSH_MAX_SKEW", "push-max-skew", open, "10m", within(&c.maxSkew, time.ParseDuration, 1, 0, math.MaxInt64),
-			"how old or early a push may be, as 10m; 0: any", "推送时间与本机时钟允许的偏差，如 10m；0 表示不检查"},
+		{"PUSH_MAX_SKEW", "push-max-skew", open, "10m", within(&c.maxSkew, time.ParseDuration, 1, 0, 8760*time.Hour),
+			"how old or early a push may be, to 8760h; 0: any", "推送时间与本机时钟允许的偏差，至多 8760h；0 表示不检查"},
 		{"SESSION_TTL", "session-ttl", open, "24h",
 			within(&c.sessionTTL, time.ParseDuration, time.Second, time.Minute, 8760*time.Hour),
 			"the life of a session, whole seconds from 1m to 8760h", "会话有效期，整秒，1m 至 8760h"},

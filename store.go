@@ -196,7 +196,7 @@ func (s *store) change(ctx context.Context, k key, next func(record) (record, bo
 			continue // somebody was first
 		}
 		s.waiting.wake(k)
-		if r.Flow != "" && r.Status != held.Status {
+		if r.Flow != "" && (r.Status != held.Status || r.Names != held.Names) {
 			s.onStatus(k, r)
 		}
 		return r, true, nil

@@ -45,8 +45,9 @@ type wechat struct {
 	replicas                  bool                      // other processes fetch access tokens for the account too
 	fetching                  chan struct{}             // holds one element while an access token is fetched
 
-	mu    sync.Mutex // guards token
-	token accessToken
+	mu      sync.Mutex // guards the fields below
+	token   accessToken
+	dropped time.Time // when a refused token was last dropped
 }
 
 // An accessToken is the outcome of the last fetch.
@@ -144,15 +145,15 @@ func (c *wechat) tokenAge() time.Duration {
 }
 
 // dropToken makes the next caller fetch a token, unless another has replaced the
-// refused one. It is false for one fetched within holdOff: WeChat refuses new ones too.
+// refused one. It is false if one was dropped within holdOff: WeChat refuses new ones too.
 func (c *wechat) dropToken(refused string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.token.value == refused {
-		if time.Since(c.token.fetched) < holdOff {
+		if time.Since(c.dropped) < holdOff {
 			return false
 		}
-		c.token = accessToken{}
+		c.token, c.dropped = accessToken{}, time.Now()
 	}
 	return true
 }

@@ -148,7 +148,6 @@ func TestRefusedTokenIsRenewedOnceWithoutAStorm(t *testing.T) {
 		w := newWorld(t, "QR_RATE=0")
 		refused, err := w.wechat.accessToken(t.Context())
 		must(t, err)
-		time.Sleep(holdOff)
 		// A stable token that is refused has been replaced on WeChat's side.
 		refuse := refusing("/qrcode/create", 42001, "access_token is invalid")
 		var refusals atomic.Int32
