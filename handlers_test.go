@@ -408,6 +408,7 @@ func TestLogin(t *testing.T) {
 					claims, err := w.signer.verify(got.Token)
 					must(t, err)
 					equal(t, "the token's openid", claims.OpenID, "alice")
+					equal(t, "its ID tells the scene", claims.ID == digest(qr.Ticket).String(), false)
 				}
 				equal(t, "poll", got, want)
 				equal(t, "another browser's poll", w.check(t, other.Ticket, ""), pending)
@@ -459,6 +460,10 @@ func TestACallbackOpenedTwiceAtOnceIsExchangedOnce(t *testing.T) {
 		both.Wait()
 		equal(t, "both are answered after", time.Since(start), 3*time.Second)
 		equal(t, "exchanges", w.called("/sns/oauth2/access_token"), 1)
+		late := digest(w.begin(t, "getauthqr").Ticket).String()
+		time.Sleep(298 * time.Second) // it ends while its code is exchanged
+		page := w.back(late, w.code(t, "bob", "allow"), "")
+		equal(t, "where the ticket has ended it leads", page, "loginfailed.html?reason=expired")
 	})
 }
 

@@ -236,8 +236,12 @@ func TestTermAnswersAThousandParkedPolls(t *testing.T) {
 func TestHTTPSHasHTTP2AndReadsAChangedCertificate(t *testing.T) {
 	t.Parallel()
 	certFile, keyFile := certificate(t)
-	base, _, stop := start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile, "QR_RATE=0", "METRICS_TOKEN=letmein"),
+	base, logged, stop := start(t, with("TLS_CERT="+certFile, "TLS_KEY="+keyFile, "QR_RATE=0", "METRICS_TOKEN=letmein"),
 		"-addr", "127.0.0.1:0")
+	send(http.DefaultClient, "GET", base, "") // without TLS
+	eventually(t, "net/http's words are in our log", func() bool {
+		return strings.Contains(logged.String(), `level=WARN msg="http: TLS handshake error`)
+	})
 	base = "https" + strings.TrimPrefix(base, "http")
 	for serial := range int64(2) {
 		selfSigned(t, certFile, keyFile, serial+7)
@@ -262,11 +266,18 @@ func TestLoginsGoOnWhileNobodyReadsTheLog(t *testing.T) {
 	defer unread.Close()
 	ctx, stop := context.WithCancel(t.Context())
 	base, ended := "http://"+freeAddress(t), make(chan error, 1)
-	args := []string{"-demo", "-addr", strings.TrimPrefix(base, "http://")}
+	args := []string{"-demo", "-log-level", "debug", "-addr", strings.TrimPrefix(base, "http://")}
 	go func() { ended <- run(ctx, args, none, io.Discard, stderr) }()
 	eventually(t, "it listens", func() bool {
 		return send(http.DefaultClient, "GET", base+"/healthz", "").StatusCode == 200
 	})
+	client := &http.Client{Timeout: 10 * time.Second}
+	for i := range 1200 { // each a line: more than are held, of two kinds, as 600 of one are logged
+		got := send(client, "GET", base+[]string{"/nothing", "/wechat/checklogin"}[i%2], "")
+		if got.StatusCode == 0 {
+			t.Fatal(got.body)
+		}
+	}
 	for range 20 {
 		qr := begun(t, base, "getloginqr")
 		scanned(t, base, qr.Ticket, "alice")
@@ -377,24 +388,26 @@ func TestParkedPollIsNotCut(t *testing.T) {
 	for url, certificates := range map[string][]tls.Certificate{"http://wx.test": nil, "https://wx.test": {pair}} {
 		synctest.Test(t, func(t *testing.T) {
 			w, l := inMemory(t, certificates...)
+			left, dials := 300*time.Second, 0
 			// One connection, which a proxy may share among browsers.
 			transport := &http.Transport{ForceAttemptHTTP2: true, MaxConnsPerHost: 1,
 				TLSClientConfig: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}},
-				DialContext:     func(context.Context, string, string) (net.Conn, error) { return l.dial(), nil }}
+				DialContext:     func(context.Context, string, string) (net.Conn, error) { dials++; return l.dial(), nil }}
 			t.Cleanup(transport.CloseIdleConnections)
 			poll := url + "/wechat/checklogin?ticket=" + w.begin(t, "getauthqr").Ticket + "&wait="
-			left := 300 * time.Second
 			for wait, want := range map[string]time.Duration{"30": maxWait * time.Second, "-1000": 0, "-9223372037": 0,
 				"99999999999999999999": maxWait * time.Second} {
 				var answer pollAnswer
+				time.Sleep(30 * time.Second) // longer than a request may take to come
 				start := time.Now()
 				getJSON(t, &http.Client{Transport: transport}, poll+wait, &answer)
-				left -= want
+				left -= want + 30*time.Second
 				if took := time.Since(start); answer.Status != statusPending || took != want ||
 					answer.ExpiresIn != ceil(left) {
 					t.Errorf("%s, wait=%s: %+v after %v", url, wait, answer, took)
 				}
 			}
+			equal(t, "connections, each of which is kept while idle", dials, 1)
 		})
 	}
 }
@@ -488,6 +501,7 @@ func TestStartSaysWhatToEnterAndToMakeLonger(t *testing.T) {
 		}
 		must(t, stop())
 		if got := logged.String(); strings.Contains(got, "WECHAT_TOKEN is short") != isShort || !strings.Contains(got,
+			"SESSION_SECRET is not set") || !strings.Contains(got,
 			`"interface_url":"https://login.example.com/wechat/message","authorization_domain":"login.example.com"`) {
 			t.Errorf("%d characters: %s", len(token), got)
 		}

@@ -204,23 +204,26 @@ func TestAPushIsMatchedByItsScene(t *testing.T) {
 func TestSafeModeIsOursToDecide(t *testing.T) {
 	w := newWorld(t, "WECHAT_AES_KEY="+docKey)
 	qr := w.begin(t, "getloginqr")
-	seal := func(openID, appID, token string) (query url.Values, body string) {
+	seal := func(openID, appID, token string, age time.Duration) (query url.Values, body string) {
 		message := pushXML(openID, "SCAN", "s", qr.Ticket)
 		encrypt := w.config.aesKey.seal([]byte("0123456789abcdef"), []byte(message), appID)
-		query = w.config.signedQuery()
+		query, err := url.ParseQuery(w.signedAt(time.Now().Add(-age)))
+		must(t, err)
 		query.Set("msg_signature", signature(token, query.Get("timestamp"), query.Get("nonce"), encrypt))
 		return query, "<xml><Encrypt>" + encrypt + "</Encrypt></xml>"
 	}
-	otherAppID, otherAppIDBody := seal("mallory", "wx0000000000000000", w.config.token)
-	badToken, badTokenBody := seal("mallory", w.config.appID, "other")
-	good, goodBody := seal("alice", w.config.appID, w.config.token)
-	_, otherBody := seal("mallory", w.config.appID, w.config.token)
+	otherAppID, otherAppIDBody := seal("mallory", "wx0000000000000000", w.config.token, 0)
+	badToken, badTokenBody := seal("mallory", w.config.appID, "other", 0)
+	good, goodBody := seal("alice", w.config.appID, w.config.token, 0)
+	_, otherBody := seal("mallory", w.config.appID, w.config.token, 0)
+	old, oldBody := seal("mallory", w.config.appID, w.config.token, 11*time.Minute)
 	answers := make(map[string]bool)
 	for name, push := range map[string][2]string{
 		"plain, claiming to be plain": {w.signed() + "&encrypt_type=raw", pushXML("mallory", "SCAN", "s", qr.Ticket)},
 		"sealed for another appid":    {otherAppID.Encode(), otherAppIDBody},
 		"signed with another Token":   {badToken.Encode(), badTokenBody},
 		"not what was signed":         {good.Encode(), otherBody},
+		"too old":                     {old.Encode(), oldBody},
 		"not XML":                     {good.Encode(), "hello"},
 	} {
 		out := w.do("POST", "/wechat/message?"+push[0], push[1])
