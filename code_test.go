@@ -474,7 +474,15 @@ func TestNoCodeCrossesBetweenPeople(t *testing.T) {
 				who := fmt.Sprint("user", i)
 				w.say(t, who, begun.Code)
 				equal(t, "who is logged in", w.check(t, begun.Ticket, "").OpenID, who)
-				code := firstLine(w.say(t, who, "验证码"))
+				id, answers := rand.Int64(), make(chan string, 2)
+				for range cap(answers) { // the message comes again at once
+					go func() { answers <- firstLine(w.sayAgain(t, id, who, "验证码")) }()
+				}
+				code, again := <-answers, <-answers
+				if code != again && code != "" && again != "" {
+					t.Errorf("one message is answered with %s and %s", code, again)
+				}
+				code = cmp.Or(code, again)
 				equal(t, "whose code it is", w.user(t, code, testAPIToken).Data, who)
 			})
 		}
