@@ -185,6 +185,11 @@ func TestSimulatedPhoneAndSignSendTheDigits(t *testing.T) {
 			t.Errorf("%s: %+v, %s", name, got, shown)
 		}
 	}
+	ticket := w.beginCode(t).Ticket
+	for length, want := range map[int]int{0: 400, 64: 200, 65: 400} {
+		status, _ := w.scan(ticket, strings.Repeat("o", length), "")
+		equal(t, fmt.Sprint("an openid of ", length, " bytes"), status, want)
+	}
 	if out := w.submit("/demo/chat", "openid", "dave", "event", "subscribe"); !strings.Contains(out.Body.String(),
 		"六位数字") {
 		t.Errorf("who follows is told %s", out.Body)
