@@ -392,7 +392,10 @@ func TestParkedPollIsNotCut(t *testing.T) {
 			// One connection, which a proxy may share among browsers.
 			transport := &http.Transport{ForceAttemptHTTP2: true, MaxConnsPerHost: 1,
 				TLSClientConfig: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}},
-				DialContext:     func(context.Context, string, string) (net.Conn, error) { dials++; return l.dial(), nil }}
+				DialContext: func(context.Context, string, string) (net.Conn, error) {
+					dials++
+					return l.dial(), nil
+				}}
 			t.Cleanup(transport.CloseIdleConnections)
 			poll := url + "/wechat/checklogin?ticket=" + w.begin(t, "getauthqr").Ticket + "&wait="
 			for wait, want := range map[string]time.Duration{"30": maxWait * time.Second, "-1000": 0, "-9223372037": 0,
