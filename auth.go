@@ -148,7 +148,7 @@ func (s *server) redeem(r *http.Request, k key, code string) (record, outcome) {
 		if came == outcomeExpired {
 			s.badOAuthCodes.pass(asker...)
 		}
-		ticket, err = s.tickets.settle(context.WithoutCancel(ctx), k, code, came, who)
+		ticket, err = s.tickets.settle(ctx, k, code, came, who)
 	case !isKnown: // somebody has logged in already, or too many codes are under way
 		return ticket, outcomeUsed
 	default:

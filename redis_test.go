@@ -225,7 +225,9 @@ func TestRefusalsOfRedisAreInPlainWords(t *testing.T) {
 		"+set", "+get", "+eval", "+publish", "+subscribe", "+select",
 		"--user", "other", "on", ">secret", "~other:*", "&*", "+@all",
 		"--user", "mute", "on", ">secret", "~*", "resetchannels", "+@all").port
-	cluster := startRedis(t, "--cluster-enabled", "yes").port
+	_, busPort, err := net.SplitHostPort(freeAddress(t)) // else it is port + 10000, which others may have
+	must(t, err)
+	cluster := startRedis(t, "--cluster-enabled", "yes", "--cluster-port", busPort).port
 	for _, test := range []struct{ auth, port, db, want string }{
 		{"", users, "", "NOAUTH Authentication required."},
 		{":wrongsecret@", users, "", "WRONGPASS invalid username"},

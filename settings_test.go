@@ -53,8 +53,8 @@ func TestASettingThatIsWrongIsNamedInOneLine(t *testing.T) {
 		"SITE_NAME=" + strings.Repeat("长", 41), "CONFIRM=maybe", "ALLOWED_ORIGINS=*",
 		"ALLOWED_ORIGINS=https://a.example.com/,https://b.example.com", "WECHAT_VERIFY_FILE=../MP_verify_x.txt",
 		"PUSH_MAX_SKEW=10", "PUSH_MAX_SKEW=8761h", "QR_RATE=-1", "QR_RATE=1001", "TRUSTED_PROXIES=10.0.0.1",
-		"LOG_LEVEL=loud", "LOG_FORMAT=xml", "ADDR=8080", "ADDR=256.0.0.1:x", "ADDR=unix:/run/wxscan.sock", "REDIS_CA=/nowhere",
-		"WECHAT_ACCOUNT=a/b", "REDIS_PREFIX=a b"}
+		"LOG_LEVEL=loud", "LOG_FORMAT=xml", "ADDR=8080", "ADDR=256.0.0.1:x", "ADDR=unix:/run/wxscan.sock",
+		"REDIS_CA=/nowhere", "WECHAT_ACCOUNT=a/b", "REDIS_PREFIX=a b"}
 	for i, wrong := range append(hidden, shown...) {
 		name, value, _ := strings.Cut(wrong, "=")
 		want := "got something else, which is not shown here"
