@@ -29,7 +29,9 @@ func remote(t *testing.T, base string) *world {
 	transport := &http.Transport{MaxIdleConnsPerHost: 100, ResponseHeaderTimeout: bearable}
 	t.Cleanup(transport.CloseIdleConnections)
 	proxy.Transport = transport
-	proxy.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, err error) { http.Error(w, err.Error(), 502) }
+	proxy.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, err error) {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+	}
 	return &world{handler: proxy}
 }
 
