@@ -167,7 +167,7 @@ func (g *guessGuard) judge(who netip.Addr, isRight bool) error {
 	return errSignature
 }
 
-// A parked poll takes some 19 kB, so all of them 380 MB. The caps are beyond what
+// A parked poll takes some 18 kB, so all of them 360 MB. The caps are beyond what
 // honest people need: a ticket has one page, and over the caps a page polls each
 // second instead.
 const (
