@@ -172,6 +172,7 @@ func faults(t *testing.T) []fault {
 func isHan(r rune) bool { return unicode.Is(unicode.Han, r) }
 
 func TestCheckSaysWhatIsWrongInBothLanguages(t *testing.T) {
+	t.Parallel()
 	for _, fault := range faults(t) {
 		t.Run(fault.name, func(t *testing.T) {
 			t.Parallel()

@@ -262,6 +262,7 @@ func TestREADMELogsInFromTheShell(t *testing.T) {
 // TestREADMEsExamplesKnowWhoIsLoggedIn runs what the README gives for Go, Node
 // and Python, each within what is left out there; not for PHP and Java.
 func TestREADMEsExamplesKnowWhoIsLoggedIn(t *testing.T) {
+	t.Parallel()
 	base, _, _ := start(t, none, "-demo", "-addr", "127.0.0.1:0")
 	qr := begun(t, base, "getauthqr")
 	scanned(t, base, qr.Ticket, "alice")

@@ -234,6 +234,7 @@ func TestAScanReachesTheBrowserAtTheOtherReplicaAtOnce(t *testing.T) {
 }
 
 func TestALoginOutlivesWhatBreaksBetweenCodeAndScan(t *testing.T) {
+	t.Parallel()
 	for name, breaks := range map[string]func(*replicas){
 		"one replica, and then the other": func(c *replicas) {
 			c.stop(syscall.SIGKILL, 0)
@@ -298,6 +299,7 @@ func TestAnEmptyRedisHasTheBrowserAskForAnotherCode(t *testing.T) {
 }
 
 func TestWhileRedisIsAwayEverythingIsAnsweredInTime(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]struct{ goes, back func(*realRedis) }{
 		"gone":   {(*realRedis).kill, (*realRedis).start},
 		"frozen": {(*realRedis).freeze, (*realRedis).thaw},
