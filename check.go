@@ -81,7 +81,8 @@ func check(ctx context.Context, args []string, getenv func(string) string, stdou
 		for _, line := range wrong.lines {
 			d.bad("settings", "", "%s", "%s", line)
 		}
-		d.report("others", "–", "not tried, for want of settings: all the rest", "设置有误，其余各项未检查")
+		d.report("others", "–", "not tried, for want of settings: all the rest",
+			"设置有误，其余各项未检查")
 		return verdict
 	}
 	if err != nil {
@@ -151,7 +152,8 @@ func (d *doctor) account(ctx context.Context) {
 		d.trouble("qr_code", brokenBy(err), err, api)
 		return
 	}
-	d.report("qr_code", "✓", "WeChat makes QR codes for this account (flow A)", "此公众号可以生成带参数二维码（方式 A）")
+	d.report("qr_code", "✓", "WeChat makes QR codes for this account (flow A)",
+		"此公众号可以生成带参数二维码（方式 A）")
 }
 
 // brokenBy returns the flows that cannot work when a call of flow A fails with err.
@@ -177,9 +179,11 @@ func (d *doctor) trouble(step, broken string, err error, at *url.URL) {
 	case isCert:
 		d.bad(step, broken, "%s: its certificate is not trusted, or not for this name, or has expired: "+
 			"get one that browsers accept (certbot, Caddy)",
-			"%s：证书不受信任、域名不符或已过期：请换用浏览器认可的证书（certbot、Caddy）", at)
+			"%s：证书不受信任、域名不符或已过期："+
+				"请换用浏览器认可的证书（certbot、Caddy）", at)
 	case errors.Is(err, errTimeout) || isNet && netErr.Timeout():
-		d.bad(step, broken, "%s: no answer in time: does a firewall or a security group (安全组) keep the port shut?",
+		d.bad(step, broken, "%s: no answer in time: "+
+			"does a firewall or a security group (安全组) keep the port shut?",
 			"%s：超时没有应答：端口被防火墙或安全组挡住了吗？", at)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		d.bad(step, broken, "%s: connection refused: the server must be running, on that port, while check runs",
@@ -195,9 +199,11 @@ func (d *doctor) refusal(step, broken string, err *apiError) {
 	ip, noIP := netip.ParseAddr(regexp.MustCompile(`(\d+\.){3}\d+|[0-9a-f]*(:[0-9a-f.]*){2,}`).FindString(err.message))
 	switch {
 	case kind == kindIP && noIP == nil:
-		d.bad(step, broken, "errcode %d: add %s to the account's IP whitelist: mp.weixin.qq.com, 设置与开发, 基本配置, "+
-			"IP白名单; flow B works without", "errcode %d：请把 %s 加入公众号的 IP 白名单：mp.weixin.qq.com → 设置与开发 → "+
-			"基本配置 → IP白名单；方式 B 不受影响", err.code, ip.Unmap())
+		d.bad(step, broken, "errcode %d: add %s to the account's IP whitelist: "+
+			"mp.weixin.qq.com, 设置与开发, 基本配置, "+
+			"IP白名单; flow B works without",
+			"errcode %d：请把 %s 加入公众号的 IP 白名单：mp.weixin.qq.com → 设置与开发 → "+
+				"基本配置 → IP白名单；方式 B 不受影响", err.code, ip.Unmap())
 	case english == "":
 		d.bad(step, broken, "errcode %d: look it up among WeChat's return codes (全局返回码)",
 			"errcode %d：请查微信的全局返回码", err.code)
@@ -231,20 +237,24 @@ func (d *doctor) interfaceURL(ctx context.Context) {
 		d.bad(step, "", "%s answers, but the proxy in front of it does not say who asks: have it send X-Forwarded-For "+
 			"(nginx: proxy_set_header X-Forwarded-For $remote_addr), or QR_RATE takes all visitors for one",
 			"%s 有应答，但前面的代理没有告知访问者是谁：请让它发送 X-Forwarded-For"+
-				"（nginx：proxy_set_header X-Forwarded-For $remote_addr），否则 QR_RATE 把所有访问者当成同一个", us)
+				"（nginx：proxy_set_header X-Forwarded-For $remote_addr），"+
+				"否则 QR_RATE 把所有访问者当成同一个", us)
 	case isEcho:
-		d.report(step, "✓", "%s answers WeChat's check of the interface URL", "%s 能通过微信对接口 URL 的验证", us)
+		d.report(step, "✓", "%s answers WeChat's check of the interface URL",
+			"%s 能通过微信对接口 URL 的验证", us)
 	case status == 403 && strings.Contains(string(body), `"bad_signature"`):
 		d.bad(step, "AC", "%s: wxscan answers, but has another Token: start it with this WECHAT_TOKEN",
 			"%s：wxscan 的 Token 不同：请用此 WECHAT_TOKEN 启动它", us)
 	case isHTML && (status == 200 || status == 511):
 		d.bad(step, "ABC", "%s answers with a web page: a tunnel's warning (ngrok, localtunnel), which WeChat cannot "+
 			"click away, or another program",
-			"%s 返回的是网页：内网穿透的提示页（ngrok 免费版、localtunnel，微信无法点过），或是别的程序", us)
+			"%s 返回的是网页：内网穿透的提示页"+
+				"（ngrok 免费版、localtunnel，微信无法点过），或是别的程序", us)
 	default:
 		d.bad(step, "ABC", "%s: HTTP %d, but not from wxscan: does the proxy or tunnel pass /wechat/ on unchanged, "+
 			"to where it runs? Is it https there?", "%s：HTTP %d，但应答的不是 wxscan："+
-			"代理或内网穿透把 /wechat/ 原样转到它运行的端口了吗？那里是 https 吗？", us, status)
+			"代理或内网穿透把 /wechat/ 原样转到它运行的端口了吗？"+
+			"那里是 https 吗？", us, status)
 	}
 }
 
@@ -278,7 +288,8 @@ func (d *doctor) toEnter() {
 	if d.config.shortToken() && !d.config.demo {
 		d.report("token", "→", "to make longer, here and there: WECHAT_TOKEN, short enough to be guessed; "+
 			"16 characters are enough (openssl rand -hex 16)",
-			"请加长两处的 WECHAT_TOKEN：太短，可能被猜出；16 个字符以上为宜（openssl rand -hex 16）")
+			"请加长两处的 WECHAT_TOKEN：太短，可能被猜出；"+
+				"16 个字符以上为宜（openssl rand -hex 16）")
 	}
 	if d.config.aesKey != nil {
 		d.report("safe_mode", "→",

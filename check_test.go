@@ -132,7 +132,8 @@ func faults(t *testing.T) []fault {
 		{"appid", nil, nil, "WECHAT_APPID=wx1", "AB", "✗ errcode 40013: set WECHAT_APPID to" + noToken},
 		{"IP", refused(40164, "invalid ip 203.0.113.7 ipv6 ::ffff:203.0.113.7, rid: 674a2f31"), nil, "", "A",
 			"✗ errcode 40164: add 203.0.113.7 to the account's IP whitelist: mp.weixin.qq.com,"},
-		{"IPv6", refused(40164, "invalid ip 2001:db8::7, not in"), nil, "", "A", "✗ errcode 40164: add 2001:db8::7 to"},
+		{"IPv6", refused(40164, "invalid ip 2001:db8::7, not in"), nil, "", "A",
+			"✗ errcode 40164: add 2001:db8::7 to"},
 		{"IPv4 in IPv6", refused(40164, "invalid ip ::ffff:203.0.113.7"), nil, "", "A",
 			"✗ errcode 40164: add 203.0.113.7"},
 		{"IP untold", refused(89503, "confirm"), nil, "", "A",
@@ -205,13 +206,15 @@ func TestCheckSaysWhatIsWrongInBothLanguages(t *testing.T) {
 func TestCheckOfAGoodSetUp(t *testing.T) {
 	sealed := fault{settings: "WECHAT_AES_KEY=" + docKey}
 	want := []string{
-		"settings: ✓ the settings are complete and well-formed", "clock: ✓ this computer's clock agrees with WeChat's",
+		"settings: ✓ the settings are complete and well-formed",
+		"clock: ✓ this computer's clock agrees with WeChat's",
 		"access_token: ✓ WeChat gives an access token for this appid and appsecret",
 		"qr_code: ✓ WeChat makes QR codes for this account (flow A)",
 		"public_url: ✓ PUBLIC answers WeChat's check of the interface URL",
 		"interface: → to enter as the interface URL (接口配置信息 URL): PUBLIC/wechat/message ; " +
 			"as its Token: the value of WECHAT_TOKEN",
-		"safe_mode: → to choose and enter there: safe mode (安全模式), as EncodingAESKey the value of WECHAT_AES_KEY",
+		"safe_mode: → to choose and enter there: safe mode (安全模式), " +
+			"as EncodingAESKey the value of WECHAT_AES_KEY",
 		"authorization: → to enter as the authorization domain (网页授权域名): 127.0.0.1",
 		"flow_a: ✓ A: ready", "flow_b: ✓ B: ready, but only a phone can try the domain"}
 	lines, err := sealed.checked(t, nil)

@@ -381,7 +381,8 @@ func TestLogin(t *testing.T) {
 	}{
 		{"flow A, by a follower", "getloginqr", "scan", "", "您已登录 127.0.0.1:80（20:00）", alice},
 		{"flow A, by somebody new", "getloginqr", "subscribe", "", "to 127.0.0.1:80 (20:00 Beijing time)", alice},
-		{"flow A, in safe mode", "getloginqr", "scan", "WECHAT_AES_KEY=" + docKey, "您已登录 127.0.0.1:80（20:00）", alice},
+		{"flow A, in safe mode", "getloginqr", "scan",
+			"WECHAT_AES_KEY=" + docKey, "您已登录 127.0.0.1:80（20:00）", alice},
 		{"flow B", "getauthqr", "allow", "", ok, alice},
 		{"flow B, with a profile", "getauthqr", "allow", "WECHAT_SCOPE=snsapi_userinfo", ok, profile},
 		{"flow A, not followed", "getloginqr", "decline", "", "没有关注", nobody},

@@ -112,6 +112,27 @@ func help(l language, command string) string {
 		"更多内容（逐步设置、接入示例、部署）见源码目录中的 README.zh-CN.md。\n")
 }
 
+// settingsHelp has a line for each setting.
+func settingsHelp(l language) string {
+	var flags, others strings.Builder
+	fmt.Fprintln(&flags, l.choose(
+		"  -env              a file of lines NAME=value, for what the environment does not set",
+		"  -env              设置文件，每行 NAME=value，用于环境变量中没有的设置"))
+	fmt.Fprintln(&others, l.choose("By environment, or -env, alone:", "以下只能用环境变量或 -env 设置："))
+	for _, s := range new(config).settings() {
+		line := fmt.Sprintf("%-18s %s", s.env, l.choose(s.english, s.chinese))
+		switch {
+		case s.flag == "":
+			fmt.Fprintf(&others, "  %s\n", line)
+		case s.byDefault == "":
+			fmt.Fprintf(&flags, "  -%-15s %s\n", s.flag, line)
+		default:
+			fmt.Fprintf(&flags, "  -%-15s %s [%s]\n", s.flag, line, s.byDefault)
+		}
+	}
+	return flags.String() + others.String()
+}
+
 // run serves until ctx ends, or runs another command. It returns an error, which may
 // have several lines, if it cannot start or if check finds a fault.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) (err error) {
@@ -148,7 +169,8 @@ func runServer(ctx context.Context, args []string, getenv func(string) string, s
 	l := languageOf(getenv)
 	c, err := parseConfig(args, getenv)
 	if wrong, ok := errors.AsType[*settingsError](err); ok && wrong.isMissing {
-		return l.errorf("%v\nwithout an account, try wxscan -demo", "%v\n没有公众号？可先试用 wxscan -demo", err)
+		return l.errorf("%v\nwithout an account, try wxscan -demo",
+			"%v\n没有公众号？可先试用 wxscan -demo", err)
 	}
 	if err != nil {
 		return err
@@ -239,7 +261,8 @@ func badFlag(flags *flag.FlagSet, args []string, l language) error {
 	}
 	var known []string
 	flags.VisitAll(func(f *flag.Flag) { known = append(known, "-"+f.Name) })
-	return l.errorf("unknown flag -%s: there are %s", "未知选项 -%s，可用的有 %s", name, strings.Join(known, " "))
+	return l.errorf("unknown flag -%s: there are %s",
+		"未知选项 -%s，可用的有 %s", name, strings.Join(known, " "))
 }
 
 // readEnv reads a file of lines NAME=value as systemd's EnvironmentFile does, except
@@ -278,7 +301,8 @@ func listen(c *config, l language) (net.Listener, error) {
 		if _, err := tls.LoadX509KeyPair(c.tlsCert, c.tlsKey); err != nil {
 			return nil, l.errorf(
 				"TLS_CERT (-tls-cert), TLS_KEY (-tls-key): %q, %q must be, in PEM, a certificate chain and its key: %q",
-				"TLS_CERT (-tls-cert)、TLS_KEY (-tls-key)：%q 和 %q 应为 PEM 格式的证书链及其私钥：%q", c.tlsCert, c.tlsKey, err)
+				"TLS_CERT (-tls-cert)、TLS_KEY (-tls-key)：%q 和 %q 应为 PEM 格式的证书链及其私钥：%q",
+				c.tlsCert, c.tlsKey, err)
 		}
 	}
 	listener, err := net.Listen("tcp", c.addr.String())
@@ -304,7 +328,8 @@ func cannotListen(err error, addr string, l language) error {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return l.errorf(
 			"ADDR (-addr): another program listens on %s: end it (ss -ltnp shows which), or choose another port",
-			"ADDR (-addr)：%s 已被其他程序占用：请结束该程序（用 ss -ltnp 查看），或换一个端口", addr)
+			"ADDR (-addr)：%s 已被其他程序占用："+
+				"请结束该程序（用 ss -ltnp 查看），或换一个端口", addr)
 	case errors.Is(err, fs.ErrPermission):
 		return l.errorf("ADDR (-addr): this user may not listen on %s: choose a port from 1024, or allow it: %s",
 			"ADDR (-addr)：当前用户无权监听 %s：请改用 1024 或以上的端口，或授予权限：%s",

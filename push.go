@@ -230,11 +230,13 @@ var beijing = time.FixedZone("UTC+8", 8*60*60)
 // key k stands. It names the host, which nobody can choose as they can SITE_NAME.
 func (s *server) loginText(k key, ticket record) string {
 	confirm := ""
-	text := "您已登录 %[1]s（%[2]s）。如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n" +
+	text := "您已登录 %[1]s（%[2]s）。" +
+		"如非本人操作，请立即告知该网站，勿扫他人发来的二维码。\n" +
 		"You have logged in to %[1]s (%[2]s Beijing time). " +
 		"If this was not you, tell the site, and scan no codes that others send you."
 	if ticket.Status == statusScanned {
-		text = "有人请求以您的身份登录 %[1]s（%[2]s）。<a href=\"%[3]s\">查看并确认</a>。如非本人操作，请勿理会。\n" +
+		text = "有人请求以您的身份登录 %[1]s（%[2]s）。" +
+			"<a href=\"%[3]s\">查看并确认</a>。如非本人操作，请勿理会。\n" +
 			"Somebody asks to log in to %[1]s as you (%[2]s Beijing time). " +
 			"<a href=\"%[3]s\">Look and confirm</a>; if it is not you, do nothing."
 		confirm = s.confirmURL(k, ticket)

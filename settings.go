@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"flag"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -118,7 +117,8 @@ func (s *setting) complaint(l language, value string) string {
 	case value == "":
 		return must + l.choose(", but is not set", "，但未设置")
 	case s.kind == secret:
-		return must + l.choose(", got something else, which is not shown here", "，实际不符（此处不显示其值）")
+		return must + l.choose(", got something else, which is not shown here",
+			"，实际不符（此处不显示其值）")
 	}
 	return must + l.sprintf(", got %q", "，实际为 %q", value)
 }
@@ -201,64 +201,85 @@ func (c *config) settings() []setting {
 	}
 	return []setting{
 		{"WECHAT_APPID", "", open, "", text(&c.appID, `wx[0-9A-Za-z]+`),
-			"the appID on the account's page: wx, then letters and digits", "公众号页面上的 appID：wx 加字母和数字"},
+			"the appID on the account's page: wx, then letters and digits",
+			"公众号页面上的 appID：wx 加字母和数字"},
 		{"WECHAT_APPSECRET", "", secret, "", text(&c.appSecret, `[0-9A-Za-z]+`),
-			"the appsecret on the account's page: letters and digits", "公众号页面上的 appsecret：字母和数字"},
+			"the appsecret on the account's page: letters and digits",
+			"公众号页面上的 appsecret：字母和数字"},
 		{"WECHAT_TOKEN", "", secret, "", text(&c.token, `[0-9A-Za-z]{3,32}`),
-			"3 to 32 letters and digits that you make up, as in 接口配置信息", "自定义的 Token，3 至 32 位字母或数字，与接口配置信息中一致"},
+			"3 to 32 letters and digits that you make up, as in 接口配置信息",
+			"自定义的 Token，3 至 32 位字母或数字，与接口配置信息中一致"},
 		{"WECHAT_AES_KEY", "", secret, "", parsed(&c.aesKey, parseAESKey),
-			"the EncodingAESKey: 43 letters and digits; unset: plain mode", "安全模式的 EncodingAESKey，43 位字母或数字；不设则为明文模式"},
+			"the EncodingAESKey: 43 letters and digits; unset: plain mode",
+			"安全模式的 EncodingAESKey，43 位字母或数字；不设则为明文模式"},
 		{"SESSION_SECRET", "", secret, "", listed(&c.sessionSecrets, like(`(?s).{32,}`)),
-			"32 bytes or more to sign sessions with; several: by commas", "会话签名密钥，至少 32 字节；多个以逗号分隔"},
+			"32 bytes or more to sign sessions with; several: by commas",
+			"会话签名密钥，至少 32 字节；多个以逗号分隔"},
 		{"METRICS_TOKEN", "", secret, "", text(&c.metricsToken, `[!-~]+`),
-			"what opens /metrics, ASCII without spaces; unset: it stays shut", "访问 /metrics 的凭证，无空格的 ASCII 字符；不设则不开放"},
+			"what opens /metrics, ASCII without spaces; unset: it stays shut",
+			"访问 /metrics 的凭证，无空格的 ASCII 字符；不设则不开放"},
 		{"API_TOKEN", "", secret, "", text(&c.apiToken, `[!-~]{16,}`),
-			"16 characters or more, for clients of wechat-server's protocol", "wechat-server 协议的凭证，至少 16 个字符；不设则不开放"},
+			"16 characters or more, for clients of wechat-server's protocol",
+			"wechat-server 协议的凭证，至少 16 个字符；不设则不开放"},
 		{"WECHAT_API_BASE", "", open, "https://api.weixin.qq.com", link(&c.apiBase, base),
-			"http(s)://host[:port][/path] in place of the API", "代替微信接口的地址 http(s)://域名[:端口][/路径]"},
+			"http(s)://host[:port][/path] in place of the API",
+			"代替微信接口的地址 http(s)://域名[:端口][/路径]"},
 		{"WECHAT_OPEN_BASE", "", open, "https://open.weixin.qq.com", link(&c.openBase, base),
-			"http(s)://host[:port][/path] in place of the authorize page", "代替微信授权页的地址 http(s)://域名[:端口][/路径]"},
+			"http(s)://host[:port][/path] in place of the authorize page",
+			"代替微信授权页的地址 http(s)://域名[:端口][/路径]"},
 		{"WECHAT_MP_BASE", "", open, "https://mp.weixin.qq.com", link(&c.mpBase, base),
-			"http(s)://host[:port][/path] in place of the pictures", "代替微信二维码图片的地址 http(s)://域名[:端口][/路径]"},
+			"http(s)://host[:port][/path] in place of the pictures",
+			"代替微信二维码图片的地址 http(s)://域名[:端口][/路径]"},
 		{"REDIS_URL", "", secret, "", parsed(&c.redisURL, parseRedisURL),
 			"redis[s]://[user:password@]host[:port][/db] of a shared Redis; unset: memory",
-			"多个实例共用的 Redis（7.0 以上）redis[s]://[用户:密码@]主机[:端口][/库]；不设则用内存"},
+			"多个实例共用的 Redis（7.0 以上）redis[s]://[用户:密码@]主机[:端口][/库]；" +
+				"不设则用内存"},
 		{"REDIS_CA", "", open, "", parsed(&c.redisCA, readCA),
 			"the file of the certificates that rediss:// trusts; unset: the system's",
 			"验证 rediss:// 所用的 CA 证书文件；不设则用系统的"},
 		{"REDIS_PREFIX", "redis-prefix", open, "wxscan:", text(&c.redisPrefix, `[!-~]{0,100}`),
 			"what our keys in Redis begin with", "在 Redis 中所用 key 的前缀"},
 		{"PUBLIC_URL", "url", open, "", link(&c.publicURL, originPattern),
-			"http(s)://host[:port], no path, where phones reach us", "手机和微信访问本服务的地址 http(s)://域名[:端口]，不带路径"},
+			"http(s)://host[:port], no path, where phones reach us",
+			"手机和微信访问本服务的地址 http(s)://域名[:端口]，不带路径"},
 		{"ADDR", "addr", open, ":8080", parsed(&c.addr, parseAddr), "host:port to listen on", "监听地址 host:port"},
 		{"TICKET_TTL", "ttl", open, "5m", within(&c.ttl, time.ParseDuration, time.Second, time.Second, 720*time.Hour),
 			"the life of a QR code, whole seconds from 1s to 720h", "二维码有效期，整秒，1s 至 720h"},
 		{"MAX_TICKETS", "max-tickets", open, "100000", within(&c.maxTickets, strconv.Atoi, 1, 1, 1e9),
-			"the number of tickets before 503, from 1", "同时存在的 ticket 上限，超过则返回 503，最小为 1"},
+			"the number of tickets before 503, from 1",
+			"同时存在的 ticket 上限，超过则返回 503，最小为 1"},
 		{"WECHAT_SCOPE", "scope", open, "snsapi_base", text(&c.scope, `snsapi_(base|userinfo)`),
-			"snsapi_base, or snsapi_userinfo for the profile", "授权作用域 snsapi_base 或 snsapi_userinfo（获取昵称和头像）"},
+			"snsapi_base, or snsapi_userinfo for the profile",
+			"授权作用域 snsapi_base 或 snsapi_userinfo（获取昵称和头像）"},
 		{"QR_RATE", "qr-rate", open, "60", within(&c.qrRate, strconv.Atoi, 1, 0, 1000),
-			"QR codes a minute for one client, to 1000; 0: no limit", "每个客户端每分钟的二维码数，至多 1000；0 表示不限制"},
+			"QR codes a minute for one client, to 1000; 0: no limit",
+			"每个客户端每分钟的二维码数，至多 1000；0 表示不限制"},
 		{"TRUSTED_PROXIES", "trusted-proxies", open, "", listed(&c.trusted, netip.ParsePrefix),
-			"CIDRs, besides loopback, whose X-Forwarded-For counts", "除本机外可信代理的 CIDR，逗号分隔，采用其 X-Forwarded-For"},
+			"CIDRs, besides loopback, whose X-Forwarded-For counts",
+			"除本机外可信代理的 CIDR，逗号分隔，采用其 X-Forwarded-For"},
 		{"PUSH_MAX_SKEW", "push-max-skew", open, "10m", within(&c.maxSkew, time.ParseDuration, 1, 0, 8760*time.Hour),
-			"how old or early a push may be, to 8760h; 0: any", "推送时间与本机时钟允许的偏差，至多 8760h；0 表示不检查"},
+			"how old or early a push may be, to 8760h; 0: any",
+			"推送时间与本机时钟允许的偏差，至多 8760h；0 表示不检查"},
 		{"SESSION_TTL", "session-ttl", open, "24h",
 			within(&c.sessionTTL, time.ParseDuration, time.Second, time.Minute, 8760*time.Hour),
 			"the life of a session, whole seconds from 1m to 8760h", "会话有效期，整秒，1m 至 8760h"},
 		{"CONFIRM", "confirm", yesNo, "false", parsed(&c.confirm, parseYesNo),
-			"true or false: whether the phone must confirm a scan", "“true”或“false”：扫码后是否须在手机上确认"},
+			"true or false: whether the phone must confirm a scan",
+			"“true”或“false”：扫码后是否须在手机上确认"},
 		{"FLOWS", "flows", open, "scan,auth", func(value string) bool {
 			isList := listed(&c.flows, like(`scan|auth|code`))(value)
 			return isList && len(slices.Compact(slices.Sorted(slices.Values(c.flows)))) == len(c.flows)
 		},
 			"scan, auth, code or some of them, in order", "登录方式 scan、auth、code，按顺序，逗号分隔"},
 		{"WECHAT_ACCOUNT", "account", open, "", text(&c.account, `[-0-9A-Za-z_]+`),
-			"the account's 微信号, or gh_…, to show its own QR code", "公众号的微信号或 gh_…，用于显示其二维码"},
+			"the account's 微信号, or gh_…, to show its own QR code",
+			"公众号的微信号或 gh_…，用于显示其二维码"},
 		{"SITE_NAME", "site-name", open, "", text(&c.siteName, `[^\p{Cc}]{0,40}`),
-			"what pages call the place to log in to, to 40 characters", "页面上显示的网站名称，至多 40 字；不设则为 PUBLIC_URL 的域名"},
+			"what pages call the place to log in to, to 40 characters",
+			"页面上显示的网站名称，至多 40 字；不设则为 PUBLIC_URL 的域名"},
 		{"ALLOWED_ORIGINS", "allowed-origins", open, "", listed(&c.allowedOrigins, parseOrigin),
-			"exact origins of other front ends, comma-separated", "其他前端的 origin，须完全一致，逗号分隔"},
+			"exact origins of other front ends, comma-separated",
+			"其他前端的 origin，须完全一致，逗号分隔"},
 		{"WECHAT_VERIFY_FILE", "verify-file", open, "", text(&c.verifyFile, `MP_verify_[0-9A-Za-z]+\.txt`),
 			"MP_verify_xxx.txt, the file that proves a domain", "用于验证域名的文件名 MP_verify_xxx.txt"},
 		{"TLS_CERT", "tls-cert", open, "", text(&c.tlsCert, `(?s).*`),
@@ -267,7 +288,8 @@ func (c *config) settings() []setting {
 		{"LOG_LEVEL", "log-level", open, "info",
 			func(value string) bool { return c.logLevel.UnmarshalText([]byte(value)) == nil },
 			"debug, info, warn or error", "日志级别 debug、info、warn 或 error"},
-		{"LOG_FORMAT", "log-format", open, "text", text(&c.logFormat, `text|json`), "text or json", "日志格式 text 或 json"},
+		{"LOG_FORMAT", "log-format", open, "text", text(&c.logFormat, `text|json`), "text or json",
+			"日志格式 text 或 json"},
 	}
 }
 
@@ -331,7 +353,8 @@ func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) s
 		"TLS_CERT (-tls-cert)：不能与 -demo 同用，-demo 只提供 http")
 	wrong.when(!c.demo && values["REDIS_URL"] != "" && values["SESSION_SECRET"] == "",
 		"SESSION_SECRET: must be set with REDIS_URL, the same on each replica: they check each other's sessions",
-		"SESSION_SECRET：使用 REDIS_URL 时必须设置，且各实例相同，否则彼此不认对方签发的会话")
+		"SESSION_SECRET：使用 REDIS_URL 时必须设置，且各实例相同，"+
+			"否则彼此不认对方签发的会话")
 	wrong.when((values["TLS_CERT"] == "") != (values["TLS_KEY"] == ""),
 		"TLS_CERT (-tls-cert), TLS_KEY (-tls-key): must both be set, or neither",
 		"TLS_CERT (-tls-cert)、TLS_KEY (-tls-key)：须同时设置，或都不设置")
@@ -355,25 +378,4 @@ func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) s
 		c.sessionSecrets = []string{rand.Text() + rand.Text()}
 	}
 	return err
-}
-
-// settingsHelp has a line for each setting.
-func settingsHelp(l language) string {
-	var flags, others strings.Builder
-	fmt.Fprintln(&flags, l.choose(
-		"  -env              a file of lines NAME=value, for what the environment does not set",
-		"  -env              设置文件，每行 NAME=value，用于环境变量中没有的设置"))
-	fmt.Fprintln(&others, l.choose("By environment, or -env, alone:", "以下只能用环境变量或 -env 设置："))
-	for _, s := range new(config).settings() {
-		line := fmt.Sprintf("%-18s %s", s.env, l.choose(s.english, s.chinese))
-		switch {
-		case s.flag == "":
-			fmt.Fprintf(&others, "  %s\n", line)
-		case s.byDefault == "":
-			fmt.Fprintf(&flags, "  -%-15s %s\n", s.flag, line)
-		default:
-			fmt.Fprintf(&flags, "  -%-15s %s [%s]\n", s.flag, line, s.byDefault)
-		}
-	}
-	return flags.String() + others.String()
 }

@@ -104,8 +104,10 @@ func TestAllThatIsMissingOrWrongIsSaidAtOnceInBothLanguages(t *testing.T) {
 		"zh_CN.UTF-8": {
 			"WECHAT_APPID：应为公众号页面上的 appID：wx 加字母和数字，但未设置",
 			"WECHAT_APPSECRET：应为公众号页面上的 appsecret：字母和数字，但未设置",
-			"PUBLIC_URL (-url)：应为手机和微信访问本服务的地址 http(s)://域名[:端口]，不带路径，但未设置",
-			`CONFIRM (-confirm)：应为“true”或“false”：扫码后是否须在手机上确认，实际为 "maybe"`,
+			"PUBLIC_URL (-url)：应为手机和微信访问本服务的地址 " +
+				"http(s)://域名[:端口]，不带路径，但未设置",
+			`CONFIRM (-confirm)：应为“true”或“false”：` +
+				`扫码后是否须在手机上确认，实际为 "maybe"`,
 			"没有公众号？可先试用 wxscan -demo"},
 	} {
 		getenv := only("WECHAT_TOKEN=token123", "CONFIRM=maybe", "LANG="+language)

@@ -22,8 +22,8 @@ interface URL and, for a ticket of flow A or C, the push that logs it in
 By environment, as the server's: WECHAT_TOKEN, and WECHAT_AES_KEY with WECHAT_APPID.
 `
 
-const signUsageInChinese = `wxscan sign：以 curl 命令的形式打印微信会发来的请求：接口 URL 的验证，
-以及使方式 A 或 C 的某个 ticket 登录的推送
+const signUsageInChinese = `wxscan sign：以 curl 命令的形式打印微信会发来的请求：
+接口 URL 的验证，以及使方式 A 或 C 的某个 ticket 登录的推送
   -ticket           ticket，与 -openid 同用
   -openid           以谁的身份登录
   -code             方式 C 的 ticket 的六位数字

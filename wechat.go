@@ -364,15 +364,19 @@ func meaning(err error) (k kind, english, chinese string) {
 			"WeChat refuses every access token: does another program fetch them for this appid with /cgi-bin/token?",
 			"微信拒绝所有 access token：是否有其他程序用此 appid 调用 /cgi-bin/token？"},
 		{kindIP, []int{40164, 61004, 89503}, "add this server's IP, which the errmsg names, to the account's " +
-			"IP whitelist (IP白名单); flow B works without", "请把本机的公网 IP 加入公众号的 IP 白名单；方式 B 不受影响"},
+			"IP whitelist (IP白名单); flow B works without",
+			"请把本机的公网 IP 加入公众号的 IP 白名单；方式 B 不受影响"},
 		{kindQuota, []int{45009}, "today's quota of this call is used up; it comes back at midnight in Beijing",
 			"此接口今日的调用次数已用完，北京时间零点恢复"},
 		{kindQuota, []int{45011}, "too many calls in a short time: pause", "调用过于频繁，请稍候"},
 		{kindAccount, []int{48001, 50002},
-			"this needs a verified service account (已认证的服务号) or a test account (测试号)", "需要已认证的服务号或测试号"},
-		{kindUsed, []int{40163}, "the code was used before: the user must start again", "code 已被使用：请用户重新扫码"},
+			"this needs a verified service account (已认证的服务号) or a test account (测试号)",
+			"需要已认证的服务号或测试号"},
+		{kindUsed, []int{40163}, "the code was used before: the user must start again",
+			"code 已被使用：请用户重新扫码"},
 		{kindInvalid, []int{40029, 42003},
-			"the code has expired or never was: the user must start again", "code 已过期或无效：请用户重新扫码"},
+			"the code has expired or never was: the user must start again",
+			"code 已过期或无效：请用户重新扫码"},
 	} {
 		if slices.Contains(known.codes, code) {
 			return known.kind, known.english, known.chinese
