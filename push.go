@@ -261,6 +261,9 @@ func (c *config) passiveReply(to *event, text string) ([]byte, error) {
 
 func unixNow() string { return strconv.FormatInt(time.Now().Unix(), 10) }
 
+// simulatedAccount is the account that the simulator has, and that sign pushes to.
+const simulatedAccount = "gh_0123456789ab"
+
 // signedQuery returns a fresh query of WeChat's, signed.
 func (c *config) signedQuery() url.Values {
 	timestamp, nonce := unixNow(), rand.Text()
@@ -269,13 +272,13 @@ func (c *config) signedQuery() url.Values {
 
 // signedPush returns an event as WeChat pushes it: its query and its body.
 func (c *config) signedPush(openID, event, eventKey, ticket string) (url.Values, []byte, error) {
-	return c.signedBody(message{ToUserName: "gh_0123456789ab", FromUserName: cdata(openID), CreateTime: unixNow(),
+	return c.signedBody(message{ToUserName: simulatedAccount, FromUserName: cdata(openID), CreateTime: unixNow(),
 		MsgType: "event", Event: cdata(event), EventKey: cdata(eventKey), Ticket: cdata(ticket)})
 }
 
 // signedText returns a text message as WeChat pushes it: its query and its body.
 func (c *config) signedText(openID, content string) (url.Values, []byte, error) {
-	return c.signedBody(message{ToUserName: "gh_0123456789ab", FromUserName: cdata(openID), CreateTime: unixNow(),
+	return c.signedBody(message{ToUserName: simulatedAccount, FromUserName: cdata(openID), CreateTime: unixNow(),
 		MsgType: "text", Content: cdata(content), MsgID: strconv.FormatInt(mathrand.Int64(), 10)})
 }
 
@@ -287,7 +290,8 @@ func (c *config) signedBody(push any) (url.Values, []byte, error) {
 		encrypt := c.aesKey.seal([]byte(rand.Text()[:16]), body, c.appID)
 		query.Set("encrypt_type", "aes")
 		query.Set("msg_signature", signature(c.token, query.Get("timestamp"), query.Get("nonce"), encrypt))
-		body = fmt.Appendf(nil, "<xml><ToUserName>gh_0123456789ab</ToUserName><Encrypt>%s</Encrypt></xml>", encrypt)
+		body = fmt.Appendf(nil, "<xml><ToUserName>%s</ToUserName><Encrypt>%s</Encrypt></xml>",
+			simulatedAccount, encrypt)
 	}
 	return query, body, err
 }

@@ -366,7 +366,7 @@ func (c *config) parse(flags *flag.FlagSet, args []string, getenv func(string) s
 		values["WECHAT_APPSECRET"] = "simulated"
 		values["WECHAT_APPID"] = cmp.Or(values["WECHAT_APPID"], "wx0123456789abcdef")
 		values["WECHAT_TOKEN"] = cmp.Or(values["WECHAT_TOKEN"], "simulated")
-		values["WECHAT_ACCOUNT"] = cmp.Or(values["WECHAT_ACCOUNT"], "gh_0123456789ab")
+		values["WECHAT_ACCOUNT"] = cmp.Or(values["WECHAT_ACCOUNT"], simulatedAccount)
 		values["ADDR"] = cmp.Or(values["ADDR"], "127.0.0.1:8080")
 	case values["FLOWS"] != string(flowCode):
 		required = append(required, "WECHAT_APPID", "WECHAT_APPSECRET")
